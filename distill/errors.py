@@ -1,19 +1,19 @@
 """Every error a person can meet, each one line: where it is, what is wrong, what to do.
 
-    DistillError              exit code 1
-    ├── MissingExtraError     2   an optional dependency is not installed
-    ├── RecipeError           3   the recipe, all of its problems at once
-    ├── CardError             4   a teacher or student card
-    ├── DataError             5   files, columns, rows, labels
-    ├── TeacherError          6   loading, labels, tokenizer, score floor
-    ├── CacheError            7   the teacher cache
-    ├── StudentError          8   a shape that cannot be built, a vocabulary that cannot be trimmed
-    ├── ObjectiveError        9   losses, layer maps, projections, missing features
-    ├── TrainingError        10   a loss that is not finite, a checkpoint that does not fit
-    ├── ExportError          11   the ONNX graph and its quantisation
-    ├── VerificationError    12   a file that does not answer as it should
-    ├── BundleError          13   a bundle that is incomplete, changed or unsafe
-    └── OutputError          14   an output folder that holds other work, a full disk
+DistillError              exit code 1
+├── MissingExtraError     2   an optional dependency is not installed
+├── RecipeError           3   the recipe, all of its problems at once
+├── CardError             4   a teacher or student card
+├── DataError             5   files, columns, rows, labels
+├── TeacherError          6   loading, labels, tokenizer, score floor
+├── CacheError            7   the teacher cache
+├── StudentError          8   a shape that cannot be built, a vocabulary that cannot be trimmed
+├── ObjectiveError        9   losses, layer maps, projections, missing features
+├── TrainingError        10   a loss that is not finite, a checkpoint that does not fit
+├── ExportError          11   the ONNX graph and its quantisation
+├── VerificationError    12   a file that does not answer as it should
+├── BundleError          13   a bundle that is incomplete, changed or unsafe
+└── OutputError          14   an output folder that holds other work, a full disk
 """
 
 from __future__ import annotations

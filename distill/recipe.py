@@ -1,0 +1,390 @@
+"""The one TOML file that says everything about a run.
+
+Each section is a model whose fields carry their own documentation: `distill new` writes it out as comments, so the
+words a person reads in the file are the words below. A recipe that cannot be used says all of its problems at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class FinetuneRecipe(_Section):
+    """`distill finetune`: how a pretrained checkpoint becomes the teacher."""
+
+    epochs: Positive = Field(3.0, description="Passes over the training data.")
+    batch_size: int = Field(32, ge=1, description="Sentences a step and process.")
+    learning_rate: Positive = Field(5e-5, description="Peak learning rate of AdamW.")
+    warmup: Fraction = Field(0.06, description="Share of the steps over which the rate rises to its peak.")
+    weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay.")
+
+
+class TeacherRecipe(_Section):
+    """The large model that is to be compressed."""
+
+    checkpoint: str = Field("", description="Fine-tuned model: a hub id or a folder.")
+    card: str = Field("", description="Teacher card by name or path; it fills in what stands empty here.")
+    start: str = Field(
+        "", description="Pretrained model that is fine-tuned first when `checkpoint` is empty."
+    )
+    revision: str = Field("", description="Commit or tag of a hub id; empty takes the newest.")
+    floor: Fraction = Field(
+        0.0, description="The run stops when the teacher's own metric on validation data is below this."
+    )
+    label_map: dict[str, str] = Field(
+        {}, description="Teacher label = data label, where the two are named differently."
+    )
+    batch_size: int = Field(64, ge=1, description="Sentences a forward pass when labelling.")
+    finetune: FinetuneRecipe = Field(default_factory=FinetuneRecipe, description="Used with `start`.")
+
+
+class StudentRecipe(_Section):
+    """The small model that ships."""
+
+    card: str = Field("layers-4", description="Student card by name or path: `distill student list`.")
+    layers: int | None = Field(None, ge=1, description="Overrides the card's number of layers.")
+    hidden_size: int | None = Field(None, ge=1, description="Overrides the card's width.")
+    attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
+    intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")
+    activation: str | None = Field(None, description="Overrides the card's activation: gelu, gelu_new, relu.")
+    init: Literal["teacher", "random"] = Field(
+        "teacher", description="`teacher` inherits layers where widths agree; `random` starts from scratch."
+    )
+    vocabulary: int | Literal["full", "used"] = Field(
+        "full",
+        description="`full` keeps every token; `used` keeps those the transfer set needs; a number keeps that many.",
+    )
+
+
+class DataRecipe(_Section):
+    """Where text and labels come from. A source is a hub id, a CSV, TSV, JSONL, Parquet or text file, or an Arrow
+    folder.
+    """
+
+    train: str = Field("", description="Labelled training data.")
+    validation: str = Field("", description="Chooses checkpoints; split off `train` by content when empty.")
+    test: str = Field("", description="Only reported on; the validation data reports when empty.")
+    unlabelled: list[str] = Field([], description="Texts without labels that the teacher labels softly.")
+    text: str = Field("text", description="Column with the text.")
+    text_pair: str = Field("", description="Column with the second sentence of a pair.")
+    label: str = Field("label", description="Column with the label.")
+    labels: list[str] = Field([], description="Label names in order; found in the data when empty.")
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.1, description="Share of `train` set aside, by a hash of each text, when `validation` is empty."
+    )
+    max_length: int = Field(
+        128, ge=4, description="Tokens at most, special tokens included; longer texts are cut."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="What an unusable row does: stop the run, or be left out and counted."
+    )
+
+
+class ScheduleRecipe(_Section):
+    """A weight or a temperature that changes over training."""
+
+    schedule: Literal["constant", "linear", "cosine", "stages"] = Field(
+        "constant",
+        description="How the value moves from `start` to `end`; `stages` is on within the window only.",
+    )
+    start: float = Field(1.0, description="Value at `from`.")
+    end: float = Field(1.0, description="Value at `until`.")
+    from_: Fraction = Field(0.0, alias="from", description="Share of training at which it begins.")
+    until: Fraction = Field(1.0, description="Share of training at which it ends.")
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class TermRecipe(_Section):
+    """One loss of the objective."""
+
+    loss: str = Field(description="Name of the loss: docs/objectives.md lists them.")
+    weight: float | ScheduleRecipe = Field(1.0, description="Its factor in the sum, or a schedule.")
+    temperature: float | ScheduleRecipe | None = Field(
+        None, description="Softmax temperature, where it has one."
+    )
+    layers: str | list[tuple[int, int]] = Field(
+        "uniform", description="Layer map: uniform, last, skip, first, or [student, teacher] pairs."
+    )
+    options: dict[str, Any] = Field({}, description="Settings of that loss alone.")
+
+
+class ObjectiveRecipe(_Section):
+    """What the student learns from."""
+
+    preset: str = Field(
+        "auto",
+        description="`auto` picks by task, widths and data; a name is a published recipe; `terms` override.",
+    )
+    temperature: Positive | None = Field(
+        None, description="Replaces the temperature of every soft-label term."
+    )
+    terms: list[TermRecipe] = Field([], description="Losses and their weights; empty takes the preset's.")
+
+
+class TrainingRecipe(_Section):
+    """How the student is trained."""
+
+    epochs: Positive = Field(5.0, description="Passes over the transfer set.")
+    batch_size: int = Field(32, ge=1, description="Sentences a step and process.")
+    gradient_accumulation: int = Field(1, ge=1, description="Batches summed before one optimiser step.")
+    learning_rate: Positive = Field(1e-4, description="Peak learning rate of AdamW.")
+    warmup: Fraction = Field(0.06, description="Share of the steps over which the rate rises to its peak.")
+    weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(
+        1.0, ge=0.0, description="Gradients are clipped to this norm; 0 does not clip."
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="`auto` takes bf16 autocast where the processor has instructions for it."
+    )
+    freeze_embeddings: bool = Field(
+        False, description="Leaves inherited embeddings as they are: faster steps."
+    )
+    checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
+    baseline: bool = Field(
+        True, description="Also trains the same student without the teacher, the honest comparison."
+    )
+
+
+class ExportRecipe(_Section):
+    """The ONNX file that ships."""
+
+    target: Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"] = Field(
+        "arm64", description="Which processors the file is shaped for."
+    )
+    max_drop: float = Field(
+        0.5,
+        ge=0.0,
+        description="Points of the metric that int8 may lose on validation data before it is refused.",
+    )
+    golden: int = Field(
+        32, ge=1, description="Texts whose ids and answers are kept in the bundle as a proof."
+    )
+
+
+class BenchRecipe(_Section):
+    """How latency is measured."""
+
+    lengths: list[int] = Field([16, 32, 64, 128], description="Sequence lengths in tokens.")
+    batches: list[int] = Field([1], description="Sentences a call.")
+    threads: list[int] = Field([1], description="Threads of one session.")
+    runs: int = Field(100, ge=3, description="Timed calls a cell.")
+
+
+class Recipe(_Section):
+    """A whole run, from teacher to bundle. `name`, `task`, `output` and `seed` stand at the top of the file."""
+
+    name: str = Field("", description="Name of the bundle; the recipe file's name when empty.")
+    task: Literal["auto", "text-classification"] = Field(
+        "auto", description="`auto` reads it from the teacher's architecture."
+    )
+    output: str = Field("", description="Folder for everything this run makes; `runs/NAME` when empty.")
+    seed: int = Field(0, ge=0, description="One seed, one result.")
+    teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
+    student: StudentRecipe = Field(default_factory=StudentRecipe)
+    data: DataRecipe = Field(default_factory=DataRecipe)
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
+    training: TrainingRecipe = Field(default_factory=TrainingRecipe)
+    export: ExportRecipe = Field(default_factory=ExportRecipe)
+    bench: BenchRecipe = Field(default_factory=BenchRecipe)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Recipe:
+        """Reads a TOML file, applies `key=value` overrides and checks the whole.
+
+        Args:
+            path: The recipe. Relative paths inside it are relative to the folder the command runs in.
+            overrides: Such as `training.epochs=3`; the value is TOML, or a plain string where TOML does not parse.
+
+        Raises:
+            RecipeError: Naming every problem at once.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(["there is no such file. `distill new` writes one."], where=str(path)) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError([f"not a readable TOML file ({error})."], where=str(path)) from None
+        for override in overrides or []:
+            _apply(values, override)
+        values.setdefault("name", path.stem)
+        return cls.parse(values, where=str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+        """Checks a mapping of sections, as `tomllib` reads it."""
+        problems = _missing(values)
+        try:
+            recipe = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [_explain(item) for item in error.errors()]
+        if problems:
+            raise RecipeError(problems, where=where)
+        return recipe
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run goes."""
+        return Path(self.output or f"runs/{self.name or 'run'}")
+
+    def fingerprint(self) -> str:
+        """sha256 of the resolved recipe without `output` and `bench`, which do not change what is made."""
+        values = self.model_dump(mode="json", by_alias=True, exclude={"output", "bench"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The resolved recipe with every field, as TOML."""
+        return render_toml(self, comments=False)
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """What a recipe lacks that no default can stand for, and what contradicts itself."""
+    teacher, data = (
+        values.get(key) if isinstance(values.get(key), dict) else {} for key in ("teacher", "data")
+    )
+    problems = []
+    if not any((teacher or {}).get(key) for key in ("checkpoint", "card", "start")):
+        problems.append(
+            "`teacher.checkpoint` must name a fine-tuned model; got ''. "
+            "Give a hub id or a folder, or a pretrained model as `teacher.start`"
+        )
+    if not (data or {}).get("train"):
+        problems.append("`data.train` must name the training data; got ''. Give a file or a hub id")
+    labels = (data or {}).get("labels") or []
+    if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
+        problems.append(f"`data.labels` must be distinct; got {labels!r}")
+    return problems
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Sets one `section.key=value` in `values`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            [f"`--set {override}` must be KEY=VALUE, such as training.epochs=3."], where="--set"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target: Any = values
+    *path, last = key.strip().split(".")
+    for step in path:
+        target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
+    if isinstance(target, list):
+        target[int(last)] = value
+    else:
+        target[last] = value
+
+
+def _explain(item: Any) -> str:
+    """One pydantic finding in the words of the recipe."""
+    path = [str(step) for step in item["loc"] if not str(step).startswith("function-")]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _known_keys(path[:-1]), n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known here: {', '.join(_known_keys(path[:-1]))}"
+        return f"`{key}` is not a setting.{hint}"
+    if item["type"] == "missing":
+        return f"`{key}` must be given"
+    message = str(item["msg"])
+    return f"`{key}` {message[0].lower()}{message[1:]}; got {item['input']!r}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: Any = Recipe
+    for step in path:
+        if step.isdigit():
+            continue
+        field = getattr(model, "model_fields", {}).get(step)
+        model = _model_of(field.annotation) if field else None
+        if model is None:
+            return []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_of(annotation: Any) -> Any:
+    """The section model inside an annotation such as `list[TermRecipe]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for argument in get_args(annotation) if (found := _model_of(argument))), None)
+
+
+def render_toml(recipe: Recipe, *, comments: bool) -> str:
+    """Writes a recipe as TOML, each field under its documentation where `comments` is set."""
+    lines: list[str] = []
+    if comments:
+        lines += [
+            "# A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."
+        ]
+    scalars = {name for name in Recipe.model_fields if not isinstance(getattr(recipe, name), _Section)}
+    lines += _render_fields(recipe, scalars, comments)
+    for name in Recipe.model_fields:
+        if name not in scalars:
+            lines += _render_section(name, getattr(recipe, name), comments)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _render_section(name: str, section: _Section, comments: bool) -> list[str]:
+    own = {key for key in type(section).model_fields if not isinstance(getattr(section, key), _Section)}
+    tables = {key for key in own if _is_tables(getattr(section, key))}
+    header = ["", *(f"# {line}" for line in _docs(section) if comments), f"[{name}]"]
+    lines = header + _render_fields(section, own - tables, comments)
+    for key in sorted(tables):
+        for item in getattr(section, key):
+            values = item.model_dump(mode="json", by_alias=True, exclude_none=True)
+            lines += ["", f"[[{name}.{key}]]", *(f"{k} = {_toml(v)}" for k, v in values.items())]
+    for key in type(section).model_fields:
+        if key not in own:
+            lines += _render_section(f"{name}.{key}", getattr(section, key), comments)
+    return lines
+
+
+def _render_fields(section: _Section, names: set[str], comments: bool) -> list[str]:
+    lines = []
+    for name, field in type(section).model_fields.items():
+        if name not in names:
+            continue
+        value = getattr(section, name)
+        if comments:
+            lines += ["", f"# {field.description}"]
+        if value is not None:
+            lines.append(f"{field.alias or name} = {_toml(value)}")
+        elif comments:
+            lines.append(f"# {field.alias or name} =")
+    return lines
+
+
+def _docs(section: _Section) -> list[str]:
+    return [line.strip() for line in (type(section).__doc__ or "").strip().splitlines()]
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], _Section)
+
+
+def _toml(value: Any) -> str:
+    """A TOML value. JSON strings, numbers and booleans are TOML as they stand; tables are written inline."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False)
