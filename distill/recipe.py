@@ -41,9 +41,7 @@ class TeacherRecipe(_Section):
 
     checkpoint: str = Field("", description="Fine-tuned model: a hub id or a folder.")
     card: str = Field("", description="Teacher card by name or path; it fills in what stands empty here.")
-    start: str = Field(
-        "", description="Pretrained model that is fine-tuned first when `checkpoint` is empty."
-    )
+    start: str = Field("", description="Pretrained model that is fine-tuned first when `checkpoint` is empty.")
     revision: str = Field("", description="Commit or tag of a hub id; empty takes the newest.")
     floor: Fraction = Field(
         0.0, description="The run stops when the teacher's own metric on validation data is below this."
@@ -74,9 +72,7 @@ class StudentRecipe(_Section):
 
 
 class DataRecipe(_Section):
-    """Where text and labels come from. A source is a hub id, a CSV, TSV, JSONL, Parquet or text file, or an Arrow
-    folder.
-    """
+    """Where text and labels come from: a hub id, a CSV, TSV, JSONL, Parquet or text file, or an Arrow folder."""
 
     train: str = Field("", description="Labelled training data.")
     validation: str = Field("", description="Chooses checkpoints; split off `train` by content when empty.")
@@ -89,9 +85,7 @@ class DataRecipe(_Section):
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.1, description="Share of `train` set aside, by a hash of each text, when `validation` is empty."
     )
-    max_length: int = Field(
-        128, ge=4, description="Tokens at most, special tokens included; longer texts are cut."
-    )
+    max_length: int = Field(128, ge=4, description="Tokens at most, special tokens included; longer texts are cut.")
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="What an unusable row does: stop the run, or be left out and counted."
     )
@@ -116,9 +110,7 @@ class TermRecipe(_Section):
 
     loss: str = Field(description="Name of the loss: docs/objectives.md lists them.")
     weight: float | ScheduleRecipe = Field(1.0, description="Its factor in the sum, or a schedule.")
-    temperature: float | ScheduleRecipe | None = Field(
-        None, description="Softmax temperature, where it has one."
-    )
+    temperature: float | ScheduleRecipe | None = Field(None, description="Softmax temperature, where it has one.")
     layers: str | list[tuple[int, int]] = Field(
         "uniform", description="Layer map: uniform, last, skip, first, or [student, teacher] pairs."
     )
@@ -132,9 +124,7 @@ class ObjectiveRecipe(_Section):
         "auto",
         description="`auto` picks by task, widths and data; a name is a published recipe; `terms` override.",
     )
-    temperature: Positive | None = Field(
-        None, description="Replaces the temperature of every soft-label term."
-    )
+    temperature: Positive | None = Field(None, description="Replaces the temperature of every soft-label term.")
     terms: list[TermRecipe] = Field([], description="Losses and their weights; empty takes the preset's.")
 
 
@@ -147,19 +137,13 @@ class TrainingRecipe(_Section):
     learning_rate: Positive = Field(1e-4, description="Peak learning rate of AdamW.")
     warmup: Fraction = Field(0.06, description="Share of the steps over which the rate rises to its peak.")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(
-        1.0, ge=0.0, description="Gradients are clipped to this norm; 0 does not clip."
-    )
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Gradients are clipped to this norm; 0 does not clip.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has instructions for it."
     )
-    freeze_embeddings: bool = Field(
-        False, description="Leaves inherited embeddings as they are: faster steps."
-    )
+    freeze_embeddings: bool = Field(False, description="Leaves inherited embeddings as they are: faster steps.")
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
-    baseline: bool = Field(
-        True, description="Also trains the same student without the teacher, the honest comparison."
-    )
+    baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")
 
 
 class ExportRecipe(_Section):
@@ -173,9 +157,7 @@ class ExportRecipe(_Section):
         ge=0.0,
         description="Points of the metric that int8 may lose on validation data before it is refused.",
     )
-    golden: int = Field(
-        32, ge=1, description="Texts whose ids and answers are kept in the bundle as a proof."
-    )
+    golden: int = Field(32, ge=1, description="Texts whose ids and answers are kept in the bundle as a proof.")
 
 
 class BenchRecipe(_Section):
@@ -256,18 +238,17 @@ class Recipe(_Section):
 
 def _missing(values: Mapping[str, Any]) -> list[str]:
     """What a recipe lacks that no default can stand for, and what contradicts itself."""
-    teacher, data = (
-        values.get(key) if isinstance(values.get(key), dict) else {} for key in ("teacher", "data")
-    )
+    teacher: Any = values.get("teacher") or {}
+    data: Any = values.get("data") or {}
     problems = []
-    if not any((teacher or {}).get(key) for key in ("checkpoint", "card", "start")):
+    if not any(teacher.get(key) for key in ("checkpoint", "card", "start")):
         problems.append(
             "`teacher.checkpoint` must name a fine-tuned model; got ''. "
             "Give a hub id or a folder, or a pretrained model as `teacher.start`"
         )
-    if not (data or {}).get("train"):
+    if not data.get("train"):
         problems.append("`data.train` must name the training data; got ''. Give a file or a hub id")
-    labels = (data or {}).get("labels") or []
+    labels = data.get("labels") or []
     if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")
     return problems
@@ -277,9 +258,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Sets one `section.key=value` in `values`."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(
-            [f"`--set {override}` must be KEY=VALUE, such as training.epochs=3."], where="--set"
-        )
+        raise RecipeError([f"`--set {override}` must be KEY=VALUE, such as training.epochs=3."], where="--set")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -331,9 +310,7 @@ def render_toml(recipe: Recipe, *, comments: bool) -> str:
     """Writes a recipe as TOML, each field under its documentation where `comments` is set."""
     lines: list[str] = []
     if comments:
-        lines += [
-            "# A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."
-        ]
+        lines += ["# A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."]
     scalars = {name for name in Recipe.model_fields if not isinstance(getattr(recipe, name), _Section)}
     lines += _render_fields(recipe, scalars, comments)
     for name in Recipe.model_fields:
