@@ -1,1 +1,36 @@
+"""The tasks a fine-tuned Transformer is used for, one file each."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.errors import TeacherError
+from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
+from distill.tasks.text_classification import TextClassification
+
+TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(),)}
+
+__all__ = ["TASKS", "Batch", "Encoded", "GraphSpec", "Padding", "Task", "concatenate", "find_task"]
+
+
+def find_task(name: str, architectures: Sequence[str] = (), *, where: str = "teacher") -> Task:
+    """The task called `name`, or for `auto` the one that the checkpoint's architecture is made for.
+
+    Args:
+        name: A key of `TASKS` or `auto`.
+        architectures: `config.architectures` of the teacher.
+        where: What the error names when nothing fits.
+
+    Raises:
+        TeacherError: No task fits the architecture.
+    """
+    if name != "auto":
+        return TASKS[name]
+    for task in TASKS.values():
+        if any(architecture.endswith(task.suffixes) for architecture in architectures):
+            return task
+    raise TeacherError(
+        f"its architecture {list(architectures)!r} belongs to no known task",
+        where=where,
+        fix=f"Tasks known here: {', '.join(TASKS)}. Fine-tune it for one first, with `teacher.start`.",
+    )
