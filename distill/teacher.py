@@ -1,0 +1,321 @@
+"""The teacher: loaded safely, its labels matched by name, trusted only above its floor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from distill.errors import TeacherError
+from distill.features import Features, TappedModel
+from distill.tasks import Padding, Task
+
+GENERIC_PREFIX = "LABEL_"
+
+
+class Teacher(Protocol):
+    """What the trainer asks a teacher for; a live one and a cached one are the same to it."""
+
+    def features(self, batch: Mapping[str, Tensor]) -> Features:
+        """The taps of this teacher for the rows of `batch`, without gradients."""
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model with all that belongs to it.
+
+    Attributes:
+        model: In fp32, on the CPU, in evaluation mode.
+        tokenizer: The fast tokenizer it was trained with.
+        labels: Label names by class number.
+        source: The folder or hub id it came from.
+    """
+
+    model: Any
+    tokenizer: Any
+    labels: list[str]
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def padding(self) -> Padding:
+        """What fills short rows of a batch."""
+        return Padding(
+            {
+                "input_ids": int(self.tokenizer.pad_token_id),
+                "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
+            }
+        )
+
+    def weights_hash(self) -> str:
+        """sha256 over names, shapes, dtypes and bytes of all weights."""
+        return hash_tensors(self.model.state_dict())
+
+    def tokenizer_hash(self) -> str:
+        """sha256 of the tokenizer's own serialisation."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes model and tokenizer as transformers' own loaders read them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def load_config(source: str, revision: str = "") -> Any:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        TeacherError: Nothing readable is there.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(source, revision=revision or None, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(
+            f"no readable checkpoint ({_first_line(error)})",
+            where=source,
+            fix="Give a folder with config.json and model.safetensors, or a hub id that this machine can reach.",
+        ) from error
+
+
+def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequence[str] | None = None) -> Checkpoint:
+    """Loads model and tokenizer from safetensors, never running code that comes with them.
+
+    Args:
+        source: A hub id or a folder.
+        task: Its auto class loads the model.
+        revision: Commit or tag of a hub id.
+        labels: Given for a pretrained model: a new head is made for them. None keeps the head that is there.
+
+    Raises:
+        TeacherError: The weights are missing or not safetensors, the head is missing, or the tokenizer does not fit.
+    """
+    config = load_config(source, revision)
+    auto_class = getattr(transformers, task.auto_class)
+    options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
+    if labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    try:
+        model, info = auto_class.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TeacherError(
+            f"its weights cannot be loaded as {task.auto_class} ({_first_line(error)})",
+            where=source,
+            fix="They must be safetensors: save the model again with model.save_pretrained(FOLDER).",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if labels is None and missing:
+        raise TeacherError(
+            f"these weights are not in the file: {', '.join(missing[:4])}; an untrained head teaches nothing",
+            where=source,
+            fix="Fine-tune it first: name it as `teacher.start` instead of `teacher.checkpoint`.",
+        )
+    tokenizer = load_tokenizer(source, revision)
+    _check_tokenizer(tokenizer, model, source)
+    found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
+    return Checkpoint(model.eval(), tokenizer, found, source)
+
+
+def load_tokenizer(source: str, revision: str = "") -> Any:
+    """The fast tokenizer of a checkpoint.
+
+    Raises:
+        TeacherError: There is none, or it has no token to pad with.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, revision=revision or None, trust_remote_code=False, use_fast=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TeacherError(
+            f"its tokenizer cannot be loaded ({_first_line(error)})",
+            where=source,
+            fix="Save it beside the weights: tokenizer.save_pretrained(FOLDER).",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise TeacherError(
+            "it has no fast tokenizer (tokenizer.json)",
+            where=source,
+            fix="Convert it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER).",
+        )
+    if tokenizer.pad_token_id is None:
+        raise TeacherError(
+            "its tokenizer has no padding token",
+            where=source,
+            fix="Set one: tokenizer.pad_token = tokenizer.eos_token; then save it again.",
+        )
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, model: Any, source: str) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise TeacherError(
+            f"the tokenizer gives ids up to {largest}, the embedding has {rows} rows",
+            where=source,
+            fix="They belong to different models: put the tokenizer of this model into the folder.",
+        )
+
+
+def check_length(checkpoint: Checkpoint, max_length: int) -> None:
+    """Refuses a maximum length past the model's positions.
+
+    Raises:
+        TeacherError: With the largest length that would do.
+    """
+    positions = position_limit(checkpoint.model.config)
+    if positions is not None and max_length > positions:
+        raise TeacherError(
+            f"`data.max_length` is {max_length}, the model has {positions} positions",
+            where=checkpoint.source,
+            fix=f"Set data.max_length to {positions} or less.",
+        )
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that a model's learnt positions reach, None where they are computed.
+
+    RoBERTa and its kin number positions from `padding_idx + 1`: that many rows of the table are never used.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    offset = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
+    return int(positions) - offset.get(config.model_type, 0)
+
+
+def match_labels(
+    teacher: Sequence[str], data: Sequence[str], label_map: Mapping[str, str], *, where: str, ordered: bool = False
+) -> list[int]:
+    """Matches labels by name.
+
+    Args:
+        teacher: The teacher's names by class number.
+        data: The names found in the data.
+        label_map: Teacher name to data name, where they are called differently.
+        where: What an error names.
+        ordered: The data's order is asked for; else the teacher's order stands.
+
+    Returns:
+        For each class of the result, the teacher's class number: the identity unless `ordered` moves them.
+
+    Raises:
+        TeacherError: Names of the data that the teacher has not, or generic names that match nothing.
+    """
+    renamed = [label_map.get(name, name) for name in teacher]
+    numbers = {_plain(name): number for number, name in enumerate(renamed)}
+    lost = [name for name in data if _plain(name) not in numbers]
+    unknown = [name for name in label_map if name not in teacher]
+    if unknown:
+        raise TeacherError(
+            f"`teacher.label_map` names {', '.join(unknown)}, which the teacher has not",
+            where=where,
+            fix=f"Its labels are {', '.join(teacher)}.",
+        )
+    if lost:
+        example = ", ".join(f"{name} = {other!r}" for name, other in zip(teacher[:2], data[:2], strict=False))
+        raise TeacherError(
+            f"labels of the data that the teacher has not: {', '.join(lost[:8])}; the teacher's are "
+            f"{', '.join(teacher[:8])}",
+            where=where,
+            fix=f"Say which is which in the recipe: teacher.label_map = {{ {example} }}.",
+        )
+    if not ordered:
+        return list(range(len(teacher)))
+    first = [numbers[_plain(name)] for name in data]
+    return first + [number for number in range(len(teacher)) if number not in first]
+
+
+def rename_labels(checkpoint: Checkpoint, names: Sequence[str], order: Sequence[int]) -> None:
+    """Moves the rows of the classification head so that class i is the teacher's class `order[i]`, called `names[i]`.
+
+    Raises:
+        TeacherError: The head is not one linear layer of that many classes.
+    """
+    if list(order) != list(range(len(order))):
+        head = _head(checkpoint.model, len(order))
+        if head is None:
+            raise TeacherError(
+                "its head is not one linear layer, so its labels cannot be put into another order",
+                where=checkpoint.source,
+                fix=f"Leave `data.labels` empty to keep its own order: {', '.join(checkpoint.labels)}.",
+            )
+        with torch.no_grad():
+            head.weight.copy_(head.weight[list(order)].clone())
+            if head.bias is not None:
+                head.bias.copy_(head.bias[list(order)].clone())
+    checkpoint.labels = list(names)
+    checkpoint.model.config.id2label = dict(enumerate(names))
+    checkpoint.model.config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def _head(model: nn.Module, classes: int) -> nn.Linear | None:
+    """The linear layer that gives the logits: the last one in the module tree with as many rows as classes."""
+    found = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
+    return found[-1] if found else None
+
+
+def _plain(name: str) -> str:
+    """`NEGATIVE` and `negative` name the same label, as do `card arrival` and `card_arrival`."""
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def use_bf16(precision: str, device: torch.device | str = "cpu") -> bool:
+    """Whether `precision` (auto, bf16, fp32) means bf16 autocast on this device."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class LiveTeacher:
+    """A teacher that runs its model for every batch.
+
+    Args:
+        model: In fp32; it is put into evaluation mode and never changed.
+        taps: What to record, such as `logits` and `hidden.3`.
+        bf16: Run under bf16 autocast.
+    """
+
+    def __init__(self, model: Any, taps: Iterable[str], *, bf16: bool = False) -> None:
+        self.taps = frozenset(taps)
+        self.bf16 = bf16
+        self._model = model.eval()
+        self._tapped = TappedModel(model, sorted(self.taps))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self._model.parameters()).device
+
+    def features(self, batch: Mapping[str, Tensor]) -> Features:
+        """Every tap for the rows of `batch`: logits in fp32, the rest as the model computes it."""
+        self._model.eval()
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self._tapped({name: value.to(self.device) for name, value in batch.items()})
+        return {name: value.float() for name, value in features.items()}
