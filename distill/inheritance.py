@@ -1,0 +1,180 @@
+"""What a student takes over from its teacher: parameters of the same name and shape, and cuts of wider ones.
+
+The mechanism knows no families. It finds the list of layers, replaces the layer's number, and compares shapes; only a
+student of another family than its teacher's needs a table of names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill.shape import LayerMap, base_name, inner_width, layer_stack, part_of, position_offset
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Names of the student's parameters that were copied, whole or cut to size."""
+
+    names: frozenset[str] = frozenset()
+
+
+def inherit(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    layer_map: LayerMap,
+    *,
+    parts: Collection[str] = ("embeddings", "layers", "head"),
+    label_order: list[int] | None = None,
+) -> Inherited:
+    """Copies into the student every parameter of the teacher whose shape agrees.
+
+    Where the teacher's feed-forward is wider, its strongest neurons are kept: those with the largest product of the
+    norms of their incoming and outgoing weights, a layer at a time.
+
+    Args:
+        teacher: Read only; any device and precision.
+        student: Written to.
+        layer_map: (student, teacher) layers, counted from 1.
+        parts: Which parts are copied.
+        label_order: For each of the student's labels, the teacher's row of logits; None where they are the same.
+    """
+    source = _as_family(teacher, student)
+    order = {} if label_order is None else {_final_linear(student): label_order}
+    found: dict[str, Tensor] = {}
+    kept: dict[str, Tensor | None] = {}
+    for name, parameter, origin in _pairs(student, layer_map):
+        if part_of(student, name) not in parts or origin not in source:
+            continue
+        values = source[origin].detach()
+        module = name.rpartition(".")[0]
+        if module in order and values.shape[0] == len(order[module]):
+            values = values[order[module]]
+        layer = _layer_prefix(origin, layer_stack(student))
+        if values.shape != parameter.shape and layer and layer not in kept:
+            kept[layer] = _strongest(source, layer, inner_width(teacher.config), inner_width(student.config))
+        fitted = _fit(values, parameter, kept.get(layer), inner_width(teacher.config))
+        if fitted is not None:
+            found[name] = fitted
+    return _copy_whole_modules(student, found)
+
+
+def _copy_whole_modules(student: PreTrainedModel, found: dict[str, Tensor]) -> Inherited:
+    """Writes what was found, but never a bias without its weight: half a module is no start."""
+    parameters = dict(student.named_parameters())
+    partial = {name.rpartition(".")[0] for name in parameters if name not in found}
+    names = {name for name in found if name.rpartition(".")[0] not in partial}
+    with torch.no_grad():
+        for name in names:
+            parameters[name].copy_(found[name])
+    return Inherited(frozenset(names))
+
+
+def _pairs(student: PreTrainedModel, layer_map: LayerMap) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """Each parameter of the student with the name that it has in the teacher."""
+    stack = layer_stack(student)
+    teacher_layer = {f"{mine - 1}": f"{theirs - 1}" for mine, theirs in layer_map}
+    for name, parameter in student.named_parameters():
+        if stack and name.startswith(f"{stack}."):
+            number, _, rest = name.removeprefix(f"{stack}.").partition(".")
+            yield name, parameter, f"{stack}.{teacher_layer[number]}.{rest}"
+        else:
+            yield name, parameter, name
+
+
+def _layer_prefix(name: str, stack: str) -> str:
+    """`bert.encoder.layer.3.` for a parameter of that layer; empty for one outside the layers."""
+    if not stack or not name.startswith(f"{stack}."):
+        return ""
+    return f"{stack}.{name.removeprefix(f'{stack}.').partition('.')[0]}."
+
+
+def _strongest(source: dict[str, Tensor], layer: str, inner: int, wanted: int) -> Tensor | None:
+    """Indices, in order, of a layer's `wanted` strongest feed-forward neurons; None where it cannot be cut."""
+    if wanted >= inner:
+        return None
+    strength = torch.ones(inner)
+    for name, values in source.items():
+        axis = _inner_axis(values, inner) if name.startswith(layer) and values.dim() == 2 else None
+        if axis is not None:
+            rows = values.detach().float().cpu().movedim(axis, 0).reshape(-1, inner, values.shape[1 - axis])
+            strength = strength * rows.square().sum(dim=(0, 2)).sqrt()
+    return strength.topk(wanted).indices.sort().values
+
+
+def _inner_axis(values: Tensor, inner: int) -> int | None:
+    """The axis that runs over feed-forward neurons; a gated one holds two blocks of them."""
+    axes = [axis for axis, size in enumerate(values.shape) if size in (inner, 2 * inner)]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _fit(values: Tensor, parameter: Tensor, kept: Tensor | None, inner: int) -> Tensor | None:
+    """The teacher's values, or the rows or columns of kept neurons; None where neither has the student's shape."""
+    if values.shape == parameter.shape:
+        return values
+    axis = _inner_axis(values, inner)
+    if kept is None or axis is None:
+        return None
+    blocks = values.shape[axis] // inner
+    index = torch.cat([kept + block * inner for block in range(blocks)]).to(values.device)
+    cut = values.index_select(axis, index)
+    return cut if cut.shape == parameter.shape else None
+
+
+def _final_linear(model: PreTrainedModel) -> str:
+    """Name of the linear layer that gives one logit for each label; empty where there is none."""
+    labels = model.config.num_labels
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and part_of(model, name) == "head"
+    ]
+    return found[-1] if found else ""
+
+
+_BERT_TO_DISTILBERT = (
+    (r"^encoder\.layer\.", "transformer.layer."),
+    (r"attention\.self\.query\.", "attention.q_lin."),
+    (r"attention\.self\.key\.", "attention.k_lin."),
+    (r"attention\.self\.value\.", "attention.v_lin."),
+    (r"attention\.output\.dense\.", "attention.out_lin."),
+    (r"attention\.output\.LayerNorm\.", "sa_layer_norm."),
+    (r"intermediate\.dense\.", "ffn.lin1."),
+    (r"(\.\d+\.)output\.dense\.", r"\1ffn.lin2."),
+    (r"(\.\d+\.)output\.LayerNorm\.", r"\1output_layer_norm."),
+)
+_HEADS_TO_DISTILBERT = {
+    "pooler.dense": "pre_classifier",  # BERT: tanh follows, DistilBERT: ReLU
+    "classifier.dense": "pre_classifier",
+    "classifier.out_proj": "classifier",
+}
+
+
+def _as_family(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, Tensor]:
+    """The teacher's parameters under the names that the student's family gives them."""
+    source: dict[str, Tensor] = dict(teacher.named_parameters())
+    if teacher.config.model_type == student.config.model_type:
+        return source
+    base, own = base_name(teacher), base_name(student)
+    renamed: dict[str, Tensor] = {}
+    for name, values in source.items():
+        inside = name.removeprefix(f"{base}.")
+        module, _, kind = inside.rpartition(".")
+        if module in _HEADS_TO_DISTILBERT:
+            renamed[f"{_HEADS_TO_DISTILBERT[module]}.{kind}"] = values
+        elif not name.startswith(f"{base}."):
+            renamed[name] = values
+        else:
+            for pattern, replacement in _BERT_TO_DISTILBERT:
+                inside = re.sub(pattern, replacement, inside)
+            renamed[f"{own}.{inside}"] = values
+    table = f"{own}.embeddings.position_embeddings.weight"
+    segment = renamed[f"{own}.embeddings.token_type_embeddings.weight"][0]
+    # Every token of a first sentence gets the same segment vector, so the position table can carry it.
+    renamed[table] = renamed[table][position_offset(teacher.config) :] + segment
+    return renamed

@@ -1,0 +1,304 @@
+"""The student's shape: its config, the teacher layers it stands for, and what it will weigh.
+
+Nothing here holds weights: a shape can be asked for, refused or measured before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from distill.cards import StudentCard
+from distill.errors import StudentError
+
+LayerMap = list[tuple[int, int]]
+"""Pairs (student layer, teacher layer), both counted from 1 as in the taps `hidden.1`, `hidden.2`, ..."""
+
+Part = Literal["embeddings", "layers", "head"]
+
+_ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
+_INNER_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner")
+_WIDTH_FOLLOWERS = ("embedding_size", "pooler_hidden_size")  # equal to the width in most configs
+_HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
+_GRAPH_BYTES = 60_000  # node names, shapes and metadata of an exported encoder, beside its weights
+
+CROSS_FAMILY = {"distilbert": ("bert", "roberta", "xlm-roberta", "electra")}
+"""Family of a student: families of teachers whose weights it can take over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One row of the size table: a part, its parameters, and its bytes in the int8 file."""
+
+    name: str
+    parameters: int
+    int8_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a model weighs, part by part."""
+
+    components: tuple[Component, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers, shared ones counted once."""
+        return sum(part.parameters for part in self.components)
+
+    @property
+    def int8_bytes(self) -> int:
+        """Expected bytes of the int8 ONNX file: weights, scales, what stays fp32, and the graph itself."""
+        return sum(part.int8_bytes for part in self.components) + _GRAPH_BYTES
+
+    def rows(self) -> list[list[str]]:
+        """Component, parameters, int8 bytes: for a printed table."""
+        rows = [[part.name, f"{part.parameters:,}", f"{part.int8_bytes:,}"] for part in self.components]
+        rows.append(["graph", "", f"{_GRAPH_BYTES:,}"])
+        return [*rows, ["total", f"{self.parameters:,}", f"{self.int8_bytes:,}"]]
+
+
+def depth(config: PretrainedConfig) -> int:
+    """Transformer layers that a config asks for."""
+    return int(config.num_hidden_layers)
+
+
+def inner_width(config: PretrainedConfig) -> int:
+    """Width inside the feed-forward; GPT-2 writes None for four times its width."""
+    found = next((getattr(config, name) for name in _INNER_FIELDS if getattr(config, name, None)), None)
+    return int(found or 4 * config.hidden_size)
+
+
+def activation_of(config: PretrainedConfig) -> str:
+    """Activation inside the feed-forward, by its name in transformers; empty where a config names none."""
+    return next((str(getattr(config, name)) for name in _ACTIVATION_FIELDS if hasattr(config, name)), "")
+
+
+def reference_config(name: Literal["bert-base"] = "bert-base") -> PretrainedConfig:
+    """The teacher that a card's declared size refers to: 12 layers of 768, 30,522 tokens, two labels."""
+    return AutoConfig.for_model({"bert-base": "bert"}[name])
+
+
+def choose_layers(card: StudentCard, teacher_layers: int) -> LayerMap:
+    """Which teacher layer each student layer stands for.
+
+    `even` takes round(linspace(1, T, S)), so first and last are always among them: 1, 3, 4, 6 for four of six and
+    DistilBERT's 1, 3, 5, 8, 10, 12 for six of twelve. A student deeper than its teacher, which inherits no layers,
+    repeats some.
+
+    Args:
+        card: Holds the choice and the number of student layers S.
+        teacher_layers: T.
+
+    Raises:
+        StudentError: When named layers are too few, too many or missing in the teacher.
+    """
+    choice, layers = card.inherits.layers, card.layers
+    if isinstance(choice, list):
+        if len(choice) != layers or max(choice) > teacher_layers:
+            raise StudentError(
+                f"inherits.layers is {choice} for {layers} student layers and {teacher_layers} teacher layers",
+                where=f"student card {card.name!r}",
+                fix=f"Name {layers} layers between 1 and {teacher_layers}.",
+            )
+        return list(enumerate(choice, start=1))
+    if layers > teacher_layers or choice == "even":
+        step = (teacher_layers - 1) / max(layers - 1, 1)
+        return [(index + 1, int(index * step + 0.5) + 1) for index in range(layers)]
+    offset = teacher_layers - layers if choice == "last" else 0
+    return [(index, index + offset) for index in range(1, layers + 1)]
+
+
+def shape_config(
+    teacher: PretrainedConfig, card: StudentCard, *, labels: Sequence[str] | None = None
+) -> PretrainedConfig:
+    """The student's config: the teacher's, with what the card says put in its place.
+
+    Args:
+        teacher: The teacher's config, which stays as it is.
+        card: The shape.
+        labels: Label names in the order of the student's logits; None keeps the teacher's.
+
+    Raises:
+        StudentError: Naming every part of the shape that cannot be.
+    """
+    problems: list[str] = []
+    width = int(teacher.hidden_size if card.hidden_size == "teacher" else card.hidden_size)
+    heads = _heads(teacher, card, width, problems)
+    if card.layers > depth(teacher) and "layers" in card.inherits.parts:
+        problems.append(
+            f"layers is {card.layers} but the teacher has {depth(teacher)} to inherit from: set layers to "
+            f"at most {depth(teacher)}, or leave `layers` out of the card's inherits.parts"
+        )
+    if card.activation != "teacher":
+        _check_activation(card.activation, problems)
+    sources = CROSS_FAMILY.get(card.family, ())
+    same_family = card.family in ("teacher", teacher.model_type)
+    if not same_family and teacher.model_type not in sources:
+        families = ", ".join(sources) or "none"
+        problems.append(
+            f"family {card.family!r} cannot be made from a {teacher.model_type!r} teacher (from: {families}): "
+            f"take a card of the teacher's own family, such as layers-6"
+        )
+    if problems:
+        raise StudentError("; ".join(problems), where=f"student card {card.name!r}")
+    shape = {"num_hidden_layers": card.layers, "hidden_size": width, "num_attention_heads": heads}
+    inner = _inner(teacher, card)
+    activation = activation_of(teacher) if card.activation == "teacher" else card.activation
+    if same_family:
+        config = _own_family(teacher, card, shape, inner, activation)
+    else:
+        config = _as_distilbert(teacher, shape, inner, activation)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: index for index, name in enumerate(labels)}
+    return config
+
+
+def measure(model: PreTrainedModel) -> Size:
+    """Parameters and expected int8 bytes by component; works on the meta device.
+
+    The weight of a product and an embedding table take a byte a number; each output channel of a product adds an
+    fp32 scale and a zero point, as does each table; norms and biases stay fp32.
+    """
+    tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
+    sums: dict[str, list[int]] = {name: [0, 0] for name in ("embeddings", "layers", "head")}
+    for name, parameter in model.named_parameters():
+        part = part_of(model, name)
+        sums[part][0] += parameter.numel()
+        sums[part][1] += _int8_bytes(parameter, is_table=id(parameter) in tables)
+    return Size(tuple(Component(name, *counts) for name, counts in sums.items()))
+
+
+def part_of(model: PreTrainedModel, parameter: str) -> Part:
+    """The part of a model that a parameter's name belongs to; poolers count as head."""
+    base = base_name(model)
+    if base and not parameter.startswith(f"{base}."):
+        return "head"
+    child = parameter.removeprefix(f"{base}.").split(".")[0]
+    if child.startswith("embed") or isinstance(getattr(model.base_model, child, None), nn.Embedding):
+        return "embeddings"
+    return "head" if "pool" in child or child in ("classifier", "score", "lm_head") else "layers"
+
+
+def base_name(model: PreTrainedModel) -> str:
+    """Name of the encoder inside a model with a head; empty when the model is the encoder itself."""
+    return next(name for name, module in model.named_modules() if module is model.base_model)
+
+
+def layer_stack(model: PreTrainedModel) -> str:
+    """Name of the list that holds the model's layers; empty where layers share their weights (ALBERT)."""
+    return next(
+        (
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == depth(model.config) and "group" not in name
+        ),
+        "",
+    )
+
+
+def _heads(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> int:
+    """Attention heads, adding to `problems` what does not divide."""
+    if card.attention_heads == "teacher" and card.head_size is not None:
+        if width % card.head_size:
+            fitting = _near_divisors(width, card.head_size)
+            problems.append(f"head_size {card.head_size} does not divide hidden_size {width}: {fitting} would do")
+        return max(width // card.head_size, 1)
+    heads = int(teacher.num_attention_heads)
+    if card.attention_heads != "teacher":
+        heads = card.attention_heads
+    elif width != teacher.hidden_size:
+        head_width = max(int(teacher.hidden_size) // heads, 1)
+        heads = width // head_width if width % head_width == 0 else heads
+    if width % heads:
+        fitting = _near_divisors(width, heads)
+        problems.append(f"{heads} attention_heads do not divide hidden_size {width}: {fitting} would do")
+    return heads
+
+
+def _near_divisors(number: int, wanted: int) -> str:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    near = sorted(divisors, key=lambda n: (abs(n - wanted), n))[:3]
+    return ", ".join(str(n) for n in sorted(near))
+
+
+def _inner(teacher: PretrainedConfig, card: StudentCard) -> int:
+    if isinstance(card.intermediate_size, int):
+        return card.intermediate_size
+    _, _, divisor = card.intermediate_size.partition("/")
+    return inner_width(teacher) // int(divisor or 1)
+
+
+def _check_activation(name: str, problems: list[str]) -> None:
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        problems.append(f"activation {name!r} is unknown to transformers: gelu, gelu_new or relu would do")
+
+
+def _own_family(
+    teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
+) -> PretrainedConfig:
+    """The teacher's config with another shape, and what follows from the shape."""
+    values = teacher.to_dict()
+    names: dict[str, str] = teacher.attribute_map
+    values.update({names.get(key, key): value for key, value in shape.items()})
+    _put(values, [names.get(name, name) for name in _INNER_FIELDS], inner, only_if=inner != inner_width(teacher))
+    _put(values, _ACTIVATION_FIELDS, activation, only_if=activation != activation_of(teacher))
+    for key in _WIDTH_FOLLOWERS:
+        if values.get(key) == teacher.hidden_size:
+            values[key] = shape["hidden_size"]
+    for key in _HEAD_WIDTH_FIELDS:
+        if values.get(key):
+            values[key] = shape["hidden_size"] // shape["num_attention_heads"]
+    for key, value in values.items():
+        if "layer" in key and isinstance(value, list) and len(value) == depth(teacher):
+            values[key] = [value[layer - 1] for _, layer in choose_layers(card, depth(teacher))]
+    values["dtype"] = "float32"
+    return type(teacher).from_dict(values)
+
+
+def _put(values: dict[str, Any], names: Sequence[str], value: Any, *, only_if: bool) -> None:
+    """Sets the first of `names` that the config has."""
+    key = next((name for name in names if name in values), None)
+    if only_if and key is not None:
+        values[key] = value
+
+
+def _as_distilbert(teacher: PretrainedConfig, shape: dict[str, int], inner: int, activation: str) -> PretrainedConfig:
+    """DistilBERT's config for a teacher laid out like BERT. RoBERTa keeps its first positions unused."""
+    return AutoConfig.for_model(
+        "distilbert",
+        vocab_size=teacher.vocab_size,
+        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
+        dim=shape["hidden_size"],
+        n_layers=shape["num_hidden_layers"],
+        n_heads=shape["num_attention_heads"],
+        hidden_dim=inner,
+        activation=activation,
+        dropout=teacher.hidden_dropout_prob,
+        attention_dropout=teacher.attention_probs_dropout_prob,
+        initializer_range=teacher.initializer_range,
+        pad_token_id=teacher.pad_token_id,
+        id2label=dict(teacher.id2label),
+        label2id=dict(teacher.label2id),
+        problem_type=teacher.problem_type,
+    )
+
+
+def position_offset(config: PretrainedConfig) -> int:
+    """Rows at the start of the position table that no text reaches: RoBERTa counts from padding_idx + 1."""
+    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+
+
+def _int8_bytes(parameter: Tensor, *, is_table: bool) -> int:
+    if is_table:
+        return parameter.numel() + 5
+    if parameter.dim() >= 2:
+        return parameter.numel() + 5 * parameter.shape[0]
+    return 4 * parameter.numel()
