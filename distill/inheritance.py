@@ -56,8 +56,9 @@ def inherit(
         if module in order and values.shape[0] == len(order[module]):
             values = values[order[module]]
         layer = _layer_prefix(origin, layer_stack(student))
-        if values.shape != parameter.shape and layer and layer not in kept:
-            kept[layer] = _strongest(source, layer, inner_width(teacher.config), inner_width(student.config))
+        if values.shape != parameter.shape and layer not in kept:
+            mates = [v for n, v in source.items() if n.startswith(layer) and part_of(student, n) == "layers"]
+            kept[layer] = _strongest(mates, inner_width(teacher.config), inner_width(student.config))
         fitted = _fit(values, parameter, kept.get(layer), inner_width(teacher.config))
         if fitted is not None:
             found[name] = fitted
@@ -88,19 +89,19 @@ def _pairs(student: PreTrainedModel, layer_map: LayerMap) -> Iterator[tuple[str,
 
 
 def _layer_prefix(name: str, stack: str) -> str:
-    """`bert.encoder.layer.3.` for a parameter of that layer; empty for one outside the layers."""
+    """`bert.encoder.layer.3.` for a parameter of that layer; empty outside the layers, and where they share one."""
     if not stack or not name.startswith(f"{stack}."):
         return ""
     return f"{stack}.{name.removeprefix(f'{stack}.').partition('.')[0]}."
 
 
-def _strongest(source: dict[str, Tensor], layer: str, inner: int, wanted: int) -> Tensor | None:
+def _strongest(layer: list[Tensor], inner: int, wanted: int) -> Tensor | None:
     """Indices, in order, of a layer's `wanted` strongest feed-forward neurons; None where it cannot be cut."""
     if wanted >= inner:
         return None
     strength = torch.ones(inner)
-    for name, values in source.items():
-        axis = _inner_axis(values, inner) if name.startswith(layer) and values.dim() == 2 else None
+    for values in layer:
+        axis = _inner_axis(values, inner) if values.dim() == 2 else None
         if axis is not None:
             rows = values.detach().float().cpu().movedim(axis, 0).reshape(-1, inner, values.shape[1 - axis])
             strength = strength * rows.square().sum(dim=(0, 2)).sqrt()

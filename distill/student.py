@@ -227,7 +227,7 @@ def _remarks(teacher: PretrainedConfig, model: PreTrainedModel, taken: Inherited
         by_part.setdefault(part_of(model, name), []).append(name)
     total = {part: sum(part_of(model, name) == part for name, _ in model.named_parameters()) for part in by_part}
     for part, names in by_part.items():
-        which = "all of it" if len(names) == total[part] else ", ".join(sorted({_short(name) for name in names}))
+        which = "all of it" if len(names) == total[part] else ", ".join(sorted({_short(model, name) for name in names}))
         said.append(f"random start: {part} ({which})")
     if "layers" not in by_part and inner_width(student) < inner_width(teacher):
         said.append(f"feed-forward cut to the {inner_width(student)} strongest neurons of each layer")
@@ -239,6 +239,7 @@ def _remarks(teacher: PretrainedConfig, model: PreTrainedModel, taken: Inherited
     return said
 
 
-def _short(name: str) -> str:
-    """A parameter's name without layer numbers, so that one word stands for all layers."""
-    return ".".join(step for step in name.rpartition(".")[0].split(".")[1:] if not step.isdigit()) or name
+def _short(model: PreTrainedModel, parameter: str) -> str:
+    """The module of a parameter without layer numbers, so that one word stands for all layers."""
+    module = parameter.rpartition(".")[0].removeprefix(f"{base_name(model)}.")
+    return ".".join(step for step in module.split(".") if not step.isdigit())

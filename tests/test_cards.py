@@ -50,9 +50,9 @@ def test_an_unknown_card_names_the_near_ones_and_all_of_them():
         CardError, match=r"no student card 'layer-4'\. Did you mean .*layers-4.*There are: .*tinybert-6"
     ):
         load_student_card("layer-4")
-    with pytest.raises(CardError, match="no teacher card 'zzz'. There are: bert-base-start"):
+    with pytest.raises(CardError, match=r"no teacher card 'zzz'\. There are: bert-base-start"):
         load_teacher_card("zzz")
-    with pytest.raises(CardError, match="no student card at '.*absent.toml'"):
+    with pytest.raises(CardError, match=r"no student card at '.*absent\.toml'"):
         load_student_card("some/absent.toml")
 
 
