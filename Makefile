@@ -1,0 +1,48 @@
+# What CI and a person both call. Each target installs what it needs into $(VENV) first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The torch build tested here. On Linux PyPI's own build brings CUDA along: set TORCH to the build you want.
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    compress a real model on real data; ends with a verified bundle in runs/demo"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and the direction of imports"
+	@echo "make bench   reproduce the numbers of the README (long)"
+	@echo "make clean   remove the virtual environment and caches"
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[demo,bench]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/distill demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

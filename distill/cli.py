@@ -1,0 +1,314 @@
+"""The command line: parses, calls, prints. Everything it does is one call in Python.
+
+Only the light packages are imported here; what a command needs beyond them is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distill import __version__
+from distill.errors import DistillError, needs_extra
+
+app = typer.Typer(
+    name="distill",
+    help="Compress a fine-tuned Transformer into a small, verified int8 ONNX bundle.",
+    epilog="Begin with `distill demo`, or with `distill new recipe.toml`. Add --debug to any command for a traceback.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+student_app = typer.Typer(
+    help="Student cards: which there are, and what each makes of a teacher.", no_args_is_help=True
+)
+app.add_typer(student_app, name="student")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe; `distill new` writes one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set training.epochs=3")
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Redo what differs, though the output folder holds another recipe's work.")
+]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value a line.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")]
+
+
+def main() -> None:
+    """Runs a command; a problem is one line on standard error and an exit code that is not 0."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="distill")
+    except DistillError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        missing = needs_extra("train", error.name or "a package")
+        _complain(str(missing))
+        sys.exit(missing.exit_code)
+    except KeyboardInterrupt:
+        _complain("stopped. The same command goes on where it was.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(
+            f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (run it again with --debug to see where)"
+        )
+        sys.exit(1)
+
+
+def _complain(text: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _display() -> Iterator[Any]:
+    from rich.console import Console
+
+    from distill.display import Display
+
+    with Display(Console(stderr=True)) as display:
+        yield display
+
+
+@app.command()
+def new(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The file to write.")],
+    teacher: Annotated[str, typer.Option(help="Fine-tuned model: a hub id or a folder.")] = "path-or-hub-id",
+    train: Annotated[str, typer.Option(help="Training data: a file or a hub id.")] = "train.csv",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented recipe."""
+    from distill.errors import OutputError
+    from distill.files import write_text
+    from distill.recipe import Recipe, render_toml
+
+    if recipe.exists() and not force:
+        raise OutputError("is there already", where=str(recipe), fix="Choose another name, or give --force.")
+    values = {"name": recipe.stem, "teacher": {"checkpoint": teacher}, "data": {"train": train}}
+    write_text(recipe, render_toml(Recipe.parse(values), comments=True))
+    typer.echo(f"Wrote {recipe}. Set teacher.checkpoint and [data], then: distill compress {recipe}")
+
+
+def _pipeline_command(stage: str, help_text: str) -> None:
+    """Adds the command that runs a recipe up to `stage`; all of them share one shape."""
+
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        output: Annotated[str, typer.Option(help="Output folder; overrides the recipe's.")] = "",
+        replace: Replace = False,
+    ) -> None:
+        from distill.recipe import Recipe
+
+        loaded = Recipe.load(recipe, overrides or [])
+        if output:
+            loaded = loaded.model_copy(update={"output": output})
+        pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
+        with _display() as display:
+            result = pipeline.run_stages(loaded, until=stage, progress=display, replace=replace)
+        for line in result.summary():
+            typer.echo(line)
+
+    app.command(name=stage, help=help_text)(command)
+
+
+def _train_extra(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "distill":
+            raise
+        raise needs_extra("train", error.name or "torch") from error
+
+
+_pipeline_command("compress", "Everything: teacher, cache, student, ONNX, int8, proof, bundle, bench, report.")
+_pipeline_command("finetune", "Make a teacher from the pretrained model `teacher.start`.")
+_pipeline_command("label", "Up to the teacher cache: soft labels and hidden states, once.")
+_pipeline_command("train", "Up to the trained student and its baseline without a teacher.")
+_pipeline_command("evaluate", "Up to teacher, student and baseline measured on the test data.")
+_pipeline_command("export", "Up to the verified int8 bundle.")
+_pipeline_command("report", "Up to the report: what `compress` does, by another name for a finished run.")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demonstration's data and results go.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Compress a real model on real data: movie-review sentences, all-MiniLM-L6-v2, no account needed."""
+    from distill.recipe import Recipe
+
+    module = _train_extra(lambda: __import__("distill.demo", fromlist=["demo"]))
+    pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
+    with _display() as display:
+        path = module.prepare_demo(folder, progress=display)
+        result = pipeline.run_stages(Recipe.load(path, overrides or []), until="compress", progress=display)
+    for line in result.summary():
+        typer.echo(line)
+
+
+@app.command()
+def bench(
+    targets: Annotated[list[Path], typer.Argument(help="ONNX files, bundles, PyTorch checkpoint folders.")],
+    lengths: Annotated[str, typer.Option(help="Sequence lengths in tokens.")] = "16,32,64,128",
+    batches: Annotated[str, typer.Option(help="Sentences a call.")] = "1",
+    threads: Annotated[str, typer.Option(help="Threads a session.")] = "1",
+    runs: Annotated[int, typer.Option(min=3, help="Timed calls a cell.")] = 100,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every number here.")] = None,
+) -> None:
+    """Measure latency, throughput, load time, memory and size side by side, interleaved, in one run."""
+    from distill.bench import bench as measure
+    from distill.files import write_json
+
+    with _display() as display:
+        report = measure(
+            targets,
+            lengths=_numbers(lengths),
+            batches=_numbers(batches),
+            threads=_numbers(threads),
+            runs=runs,
+            progress=display,
+        )
+    _print_table("", *report.table())
+    if out:
+        write_json(out, report.to_json())
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.replace(" ", "").split(",") if part]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise typer.BadParameter(f"{text!r} must be positive whole numbers with commas between, such as 16,32")
+    return values
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; standard input, a text a line, when none.")] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="Second sentence, once for each text.")] = None,
+    as_json: AsJson = False,
+    threads: Threads = 1,
+    file: Annotated[str, typer.Option(help="ONNX file of the bundle; the int8 one when empty.")] = "",
+) -> None:
+    """Ask the shipped file. Needs the base install alone."""
+    from distill.export.runtime import Bundle
+
+    loaded = Bundle.load(bundle, file=file or None, threads=threads)
+    if pair and len(pair) != len(texts or []):
+        raise typer.BadParameter(f"{len(texts or [])} texts and {len(pair)} --pair: give one for each text")
+    given: Any = list(zip(texts, pair, strict=True)) if texts and pair else texts
+    lines = given if given else (line.rstrip("\n") for line in sys.stdin)
+    for text, prediction in zip(*_twice(lines, loaded), strict=False):
+        if as_json:
+            typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
+        else:
+            typer.echo(
+                f"{prediction.label}\t{prediction.probability:.4f}\t{text if isinstance(text, str) else ' | '.join(text)}"
+            )
+
+
+def _twice(lines: Any, loaded: Any) -> tuple[Iterator[Any], Iterator[Any]]:
+    """Each text beside its prediction, streamed."""
+    from itertools import tee
+
+    shown, asked = tee(lines)
+    return shown, loaded.stream(asked)
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    as_json: AsJson = False,
+    data: Annotated[str, typer.Option(help="Labelled data: also measure the task's metric (train extra).")] = "",
+) -> None:
+    """Check checksums, labels, tokenizer and golden vectors on whatever machine this now is."""
+    from distill.export.verify import verify_bundle
+
+    verdict = verify_bundle(bundle)
+    if data:
+        pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
+        verdict = pipeline.verify_with_data(bundle, data, verdict)
+    if as_json:
+        typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
+    else:
+        _print_table("", ["check", "verdict", "detail"], verdict.rows())
+    if not verdict.ok:
+        raise verdict.error()
+
+
+@student_app.command("list")
+def student_list() -> None:
+    """Name the student cards."""
+    from distill.cards import list_cards, load_student_card
+
+    _print_table(
+        "", ["card", "what it is"], [[name, load_student_card(name).description] for name in list_cards("student")]
+    )
+
+
+@student_app.command("show")
+def student_show(
+    card: Annotated[str, typer.Argument(help="Card by name or path.")],
+    teacher: Annotated[str, typer.Option(help="Hub id or folder of the teacher.")],
+) -> None:
+    """Print layer map, exact parameters and int8 bytes of a card's student of a teacher."""
+    from distill.cards import load_student_card
+
+    def load() -> Any:
+        from distill.student import plan_student
+        from distill.teacher import load_config
+
+        return plan_student(load_config(teacher), load_student_card(card))
+
+    plan = _train_extra(load)
+    _print_table(f"{card} of {teacher}", ["part", "student", "teacher"], plan.rows())
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+
+    from distill.display import make_table
+
+    Console().print(make_table(title, columns, rows))
+
+
+if __name__ == "__main__":
+    main()
