@@ -17,6 +17,7 @@ from distill.shape import (
     LayerMap,
     Size,
     activation_of,
+    base_name,
     choose_layers,
     depth,
     inner_width,
