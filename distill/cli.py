@@ -240,9 +240,8 @@ def predict(
         if as_json:
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
         else:
-            typer.echo(
-                f"{prediction.label}\t{prediction.probability:.4f}\t{text if isinstance(text, str) else ' | '.join(text)}"
-            )
+            shown = text if isinstance(text, str) else " | ".join(text)
+            typer.echo(f"{prediction.label}\t{prediction.probability:.4f}\t{shown}")
 
 
 def _twice(lines: Any, loaded: Any) -> tuple[Iterator[Any], Iterator[Any]]:

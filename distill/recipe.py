@@ -263,14 +263,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    target: Any = values
     *path, last = key.strip().split(".")
-    for step in path:
-        target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
-    if isinstance(target, list):
-        target[int(last)] = value
-    else:
-        target[last] = value
+    try:
+        target: Any = values
+        for step in path:
+            target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
+        target[int(last) if isinstance(target, list) else last] = value
+    except (IndexError, ValueError, TypeError, AttributeError):
+        problem = f"`--set {override}` leads nowhere: the recipe has no {key.strip()}"
+        raise RecipeError([problem], where="--set") from None
 
 
 def _explain(item: Any) -> str:

@@ -25,6 +25,7 @@ from distill.shape import (
     part_of,
     shape_config,
 )
+from distill.vocabulary import trim_embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def build_student(
     labels: Sequence[str] | None = None,
     seed: int = 0,
     init: Literal["teacher", "random"] = "teacher",
+    kept_ids: Sequence[int] | None = None,
 ) -> Student:
     """Builds the student that a card describes and lets it inherit from a teacher.
 
@@ -97,6 +99,7 @@ def build_student(
             knows the same names in another order, the rows of its head are put into this one.
         seed: Decides every random value; torch's own generator is left as it was.
         init: `random` inherits nothing.
+        kept_ids: The teacher's id of each of the student's, from `Trimmed.kept_ids`; None keeps every token.
 
     Raises:
         StudentError: When the shape cannot be built, or cannot inherit from this teacher.
@@ -110,6 +113,8 @@ def build_student(
     order = _label_order(teacher.config, config)
     taken = inherit(teacher, model, layer_map, parts=card.inherits.parts, label_order=order)
     model.tie_weights()
+    if kept_ids is not None:
+        model = trim_embeddings(model, kept_ids)
     model.train()
     fresh = tuple(name for name, _ in model.named_parameters() if name not in taken.names)
     return Student(
@@ -130,6 +135,7 @@ def plan_student(
     overrides: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
     model_class: type[PreTrainedModel] | None = None,
+    vocabulary: int | None = None,
 ) -> Plan:
     """What `build_student` would make: exact numbers without weights, on the meta device.
 
@@ -139,6 +145,7 @@ def plan_student(
         overrides: Card fields to replace; None leaves the card's value.
         labels: As in `build_student`.
         model_class: The teacher's class; None takes its family's sequence classifier.
+        vocabulary: Tokens that are kept; None keeps the teacher's.
 
     Raises:
         StudentError: When the shape cannot be built.
@@ -154,6 +161,8 @@ def plan_student(
                 fix="Give a teacher of another family.",
             )
         model_class = classifiers[type(teacher)]
+    if vocabulary is not None:
+        config.vocab_size = vocabulary
     with torch.device("meta"):
         model = sibling_class(model_class, teacher, config)(config)
     return Plan(card, config, choose_layers(card, depth(teacher)), measure(model))

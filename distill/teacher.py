@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,6 +247,15 @@ def match_labels(
     return first + [number for number in range(len(teacher)) if number not in first]
 
 
+def final_names(
+    teacher: Sequence[str], data: Sequence[str], label_map: dict[str, str], order: Sequence[int]
+) -> list[str]:
+    """Names of the classes in their final order: as the data spells them, where it has them."""
+    spelled = {_plain(name): name for name in data}
+    names = [label_map.get(teacher[number], teacher[number]) for number in order]
+    return [spelled.get(_plain(name), name) for name in names]
+
+
 def rename_labels(checkpoint: Checkpoint, names: Sequence[str], order: Sequence[int]) -> None:
     """Moves the rows of the classification head so that class i is the teacher's class `order[i]`, called `names[i]`.
 
@@ -291,6 +301,20 @@ def use_bf16(precision: str, device: torch.device | str = "cpu") -> bool:
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def check_floor(value: float, floor: float, metric: str, source: str) -> None:
+    """Stops a run whose teacher is not the teacher it should be.
+
+    Raises:
+        TeacherError: `value` is below `floor`, or not a number.
+    """
+    if not math.isfinite(value) or value < floor:
+        raise TeacherError(
+            f"its {metric} on the validation data is {value:.3f}, below its floor of {floor:.3f}",
+            where=source,
+            fix="Look at label order and columns first; a lower teacher.floor is the last resort.",
+        )
 
 
 class LiveTeacher:

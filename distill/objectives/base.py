@@ -74,9 +74,7 @@ def count_units(batch: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
     labels = batch.get("labels")
     labelled = torch.zeros((), device=mask.device)
     if labels is not None:
-        labelled = (
-            (has_label(labels) & scored).sum() if labels.dim() == scored.dim() else has_label(labels).sum()
-        )
+        labelled = (has_label(labels) & scored).sum() if labels.dim() == scored.dim() else has_label(labels).sum()
     lengths = mask.sum(dim=1)
     return {
         Unit.EXAMPLES: torch.tensor(float(mask.shape[0]), device=mask.device),

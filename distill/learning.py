@@ -1,0 +1,227 @@
+"""The stages that learn: teacher, label, train, baseline, evaluate. Each is done once for its inputs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.features import describe
+from distill.files import replace_folder
+from distill.objectives import Objective, build_objective
+from distill.objectives.presets import preset_terms
+from distill.recipe import FinetuneRecipe, TrainingRecipe
+from distill.run import Run, texts_of
+from distill.tasks import Encoded
+from distill.teacher import Checkpoint, Teacher, check_floor, load_checkpoint, use_bf16
+from distill.training import fit, freeze_embeddings
+
+
+def make_teacher(run: Run) -> dict[str, Any]:
+    """Fine-tunes a teacher where none is given, measures it, and stops below its floor."""
+    recipe = run.recipe
+    made = [run.folder / "teacher"] if run.start else []
+
+    def work() -> dict[str, Any]:
+        curve = _finetune(run) if run.start else []
+        _say_labels(run)
+        validation = _measure(run, run.teacher.model, run.validation, "Measuring the teacher")
+        metric = run.task.metric
+        check_floor(validation.metrics[metric], run.floor, metric, run.source)
+        line = f"teacher: {metric} {validation.metrics[metric]:.4f} on {len(run.validation):,} validation rows"
+        run.progress.say(line)
+        return {"curve": curve, "validation": validation.metrics, "labels": run.teacher.labels, "summary": [line]}
+
+    inputs = {
+        "data": run.data_hash,
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"batch_size"}),
+        "lengths": recipe.data.max_length,
+        "source": None if run.start else run.source_hash,
+        "seed": recipe.seed,
+    }
+    return run.ledger.once("teacher", inputs, work, scratch=run.work / "finetune", makes=made)
+
+
+def _finetune(run: Run) -> list[dict[str, Any]]:
+    """Trains the pretrained model with a new head on the labels alone; the best epoch becomes the teacher."""
+    final = run.folder / "teacher"
+    transformers.set_seed(run.recipe.seed)
+    labels = run.recipe.data.labels or run.splits.labels
+    start = load_checkpoint(run.start, run.task, labels=labels)
+    encoded = run.encode_with(start, run.splits.train)
+    validation = run.encode_with(start, run.splits.validation)
+    objective = hard_labels(run, start)
+    settings = run.recipe.teacher.finetune
+    return _fit(run, start, objective, None, encoded, validation, settings, "finetune", final)
+
+
+def label(run: Run) -> dict[str, Any]:
+    """Writes the teacher's soft labels and the hidden states that the objective reads, once."""
+    objective, _ = run.objective()
+    inputs = run.cache_inputs(objective)
+
+    def work() -> dict[str, Any]:
+        cache = run.cache(objective)
+        return {"bytes": cache.nbytes, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
+
+    return run.ledger.once("label", inputs, work)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains the student against the teacher cache."""
+    objective, reason = run.objective()
+    student = run.new_student()
+    run.progress.table(f"Student {run.recipe.student.card}", ["part", "student", "teacher"], student.rows())
+    run.progress.table(f"Objective ({reason})", ["term", "weight", "reads", "layers"], objective.rows())
+    final = run.folder / "student"
+
+    def work() -> dict[str, Any]:
+        checkpoint = Checkpoint(student.model, run.teacher.tokenizer, run.teacher.labels, str(final))
+        curve = _fit(
+            run, checkpoint, objective, run.cache(objective), run.transfer, run.validation,
+            run.recipe.training, "train", final,
+        )  # fmt: skip
+        return {
+            "curve": curve,
+            "reason": reason,
+            "objective": objective.describe(),
+            "layer_map": [{"student": mine, "teacher": theirs} for mine, theirs in student.layer_map],
+            "parameters": student.parameters,
+            "remarks": list(student.remarks),
+        }
+
+    return run.ledger.once("train", run.train_inputs(objective), work, scratch=run.work / "train", makes=[final])
+
+
+def baseline(run: Run) -> dict[str, Any]:
+    """Trains the same student on the labels alone, with the same budget of steps: the honest comparison."""
+    if not run.recipe.training.baseline:
+        return {}
+    final = run.folder / "baseline"
+
+    def work() -> dict[str, Any]:
+        student = run.new_student()
+        checkpoint = Checkpoint(student.model, run.teacher.tokenizer, run.teacher.labels, str(final))
+        settings = run.recipe.training
+        more = len(run.transfer) / len(run.labelled)
+        settings = settings.model_copy(update={"epochs": settings.epochs * more})
+        curve = _fit(
+            run, checkpoint, hard_labels(run, checkpoint), None, run.labelled, run.validation,
+            settings, "baseline", final,
+        )  # fmt: skip
+        return {"curve": curve}
+
+    inputs = {**run.train_inputs(None), "objective": "hard labels"}
+    return run.ledger.once("baseline", inputs, work, scratch=run.work / "baseline", makes=[final])
+
+
+def hard_labels(run: Run, checkpoint: Checkpoint) -> Objective:
+    """Cross-entropy with the gold labels."""
+    shape = describe(checkpoint.model)
+    return build_objective(preset_terms("none"), shape, shape)
+
+
+NAMES = {"finetune": "Fine-tuning the teacher", "train": "Training the student", "baseline": "Training the baseline"}
+
+
+def _fit(
+    run: Run,
+    checkpoint: Checkpoint,
+    objective: Objective,
+    teacher: Teacher | None,
+    encoded: Encoded,
+    validation: Encoded,
+    settings: TrainingRecipe | FinetuneRecipe,
+    name: str,
+    final: Path,
+) -> list[dict[str, Any]]:
+    """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`."""
+    scratch = run.work / name
+    task, padding = run.task, checkpoint.padding
+    bf16 = use_bf16(getattr(settings, "precision", "auto"))
+
+    def measure(model: Any) -> dict[str, float]:
+        return evaluate(TorchPredictor(model, task, bf16=bf16), validation, task, padding, batch_size=64).metrics
+
+    def save(folder: Path) -> None:
+        checkpoint.save(folder)
+
+    curve = fit(
+        checkpoint.model,
+        objective,
+        teacher,
+        encoded,
+        task,
+        padding,
+        settings,
+        scratch,
+        measure,
+        save=save,
+        seed=run.recipe.seed,
+        freeze=freeze_embeddings if getattr(settings, "freeze_embeddings", False) else None,
+        progress=run.progress,
+        name=NAMES[name],
+    )
+    replace_folder(final, lambda folder: _copy(scratch / "best", folder))
+    for path in scratch.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    return curve
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _measure(run: Run, model: Any, encoded: Encoded, name: str) -> Evaluation:
+    """Measures a PyTorch model in fp32."""
+    predictor = TorchPredictor(model, run.task)
+    return evaluate(predictor, encoded, run.task, run.teacher.padding, progress=run.progress, name=name)
+
+
+def _say_labels(run: Run) -> None:
+    rows = [[str(number), name] for number, name in enumerate(run.teacher.labels)]
+    if len(rows) <= 12:
+        run.progress.table("Labels", ["class", "name"], rows)
+    else:
+        run.progress.say(f"{len(rows)} labels, from {rows[0][1]} to {rows[-1][1]}")
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Measures teacher, student and baseline on the test data, in fp32 PyTorch, and keeps what they said."""
+    roles = {"teacher": run.source, "student": str(run.folder / "student")}
+    if run.recipe.training.baseline:
+        roles["baseline"] = str(run.folder / "baseline")
+
+    def work() -> dict[str, Any]:
+        said: dict[str, Evaluation] = {}
+        models: dict[str, Any] = {}
+        for role, source in roles.items():
+            checkpoint = run.teacher if role == "teacher" else load_checkpoint(source, run.task)
+            said[role] = _measure(run, checkpoint.model, run.test, f"Measuring the {role}")
+            parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+            models[role] = {"parameters": parameters, "bytes": 4 * parameters}
+        metric = run.task.metric
+        reference = said["teacher"].metrics[metric]
+        for role, evaluation in said.items():
+            models[role] |= {
+                "metrics": evaluation.metrics,
+                "retention": evaluation.metrics[metric] / reference if reference else None,
+                "agreement": agreement(said["teacher"], evaluation),
+            }
+        np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)
+        rows = disagreements(said["teacher"], said["student"], texts_of(run.splits.test), run.test, run.teacher.labels)
+        lines = [
+            f"{role}: {metric} {models[role]['metrics'][metric]:.4f} on {len(run.test):,} test rows"
+            + (f", {models[role]['retention']:.1%} of the teacher's" if role != "teacher" else "")
+            for role in roles
+        ]
+        for line in lines:
+            run.progress.say(line)
+        return {"models": models, "disagreements": rows, "summary": lines}
+
+    inputs = {"train": run.train_inputs(run.objective()[0]), "baseline": run.recipe.training.baseline}
+    return run.ledger.once("evaluate", inputs, work, makes=[run.work / "teacher_test.npz"])

@@ -1,0 +1,254 @@
+"""What one run works with: each thing is loaded when it is first asked for, and once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distill.cache import CachedTeacher, build_cache
+from distill.cards import TeacherCard, load_student_card, load_teacher_card
+from distill.data import Splits, load_splits
+from distill.features import describe
+from distill.files import sha256_file, sha256_json
+from distill.ledger import Ledger
+from distill.objectives import Objective, build_objective
+from distill.objectives.presets import resolve_terms
+from distill.progress import Progress
+from distill.recipe import Recipe
+from distill.student import Student, build_student
+from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
+from distill.teacher import (
+    Checkpoint,
+    LiveTeacher,
+    check_length,
+    final_names,
+    load_checkpoint,
+    load_config,
+    match_labels,
+    rename_labels,
+    use_bf16,
+)
+from distill.training import tensor_collate
+
+
+class Run:
+    """A recipe at work in its folder.
+
+    Args:
+        recipe: What to do.
+        ledger: Which stages are done.
+        progress: Told about every long step.
+    """
+
+    def __init__(self, recipe: Recipe, ledger: Ledger, progress: Progress) -> None:
+        self.recipe, self.ledger, self.progress = recipe, ledger, progress
+        self.folder = recipe.folder
+        self.work = self.folder / "work"
+
+    @cached_property
+    def card(self) -> TeacherCard | None:
+        """The teacher's card, where the recipe names one."""
+        return load_teacher_card(self.recipe.teacher.card) if self.recipe.teacher.card else None
+
+    @property
+    def start(self) -> str:
+        """The pretrained model to fine-tune; empty where a fine-tuned one is given."""
+        return "" if self.recipe.teacher.checkpoint or self.card else self.recipe.teacher.start
+
+    @property
+    def source(self) -> str:
+        """Where the fine-tuned teacher is."""
+        if self.start:
+            return str(self.folder / "teacher")
+        return self.recipe.teacher.checkpoint or (self.card.location() if self.card else "")
+
+    @property
+    def revision(self) -> str:
+        """Commit or tag of a hub id."""
+        return self.recipe.teacher.revision or (self.card.revision if self.card and not self.start else "")
+
+    @property
+    def floor(self) -> float:
+        """The score on validation data below which the teacher is not believed."""
+        return max(self.recipe.teacher.floor, self.card.floor.value if self.card and self.card.floor else 0.0)
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task, or the one the teacher's architecture is made for."""
+        if self.recipe.task != "auto":
+            return TASKS[self.recipe.task]
+        if self.start:
+            return TASKS["text-classification"]
+        return find_task("auto", load_config(self.source, self.revision).architectures or [], where=self.source)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, cleaned and split."""
+        data = self.recipe.data
+        splits = load_splits(
+            data.train,
+            validation=data.validation or None,
+            test=data.test or None,
+            unlabelled=data.unlabelled,
+            text=data.text,
+            text_pair=data.text_pair or None,
+            label=data.label,
+            labels=data.labels or None,
+            validation_fraction=data.validation_fraction,
+            on_bad_row=data.on_bad_row,
+        )
+        for line in splits.report:
+            self.progress.say(line)
+        return splits
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256 of every text and label, in order."""
+        digest = hashlib.sha256()
+        for rows in (self.splits.train, self.splits.validation, self.splits.test, self.splits.unlabelled):
+            for name in sorted(rows.column_names if rows is not None else []):
+                digest.update(sha256_json([name, list(rows[name])]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def teacher(self) -> Checkpoint:
+        """The fine-tuned teacher, its classes called and ordered as the data has them."""
+        checkpoint = load_checkpoint(self.source, self.task, revision=self.revision)
+        recipe = self.recipe
+        check_length(checkpoint, recipe.data.max_length)
+        if self.card and len(self.card.labels) == len(checkpoint.labels):
+            checkpoint.labels = list(self.card.labels)
+        names = recipe.data.labels or self.splits.labels
+        ordered = bool(recipe.data.labels)
+        label_map = recipe.teacher.label_map
+        order = match_labels(checkpoint.labels, names, label_map, where=self.source, ordered=ordered)
+        rename_labels(checkpoint, final_names(checkpoint.labels, names, label_map, order), order)
+        return checkpoint
+
+    @cached_property
+    def source_hash(self) -> str:
+        """Content of the teacher's files, or its hub id and commit."""
+        folder = Path(self.source)
+        if not folder.is_dir():
+            config = load_config(self.source, self.revision)
+            return f"{self.source}@{getattr(config, '_commit_hash', None) or self.revision}"
+        files = [
+            path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors", ".txt", ".model")
+        ]
+        return sha256_json({path.name: sha256_file(path) for path in files})
+
+    def encode(self, rows: Any) -> Encoded:
+        """Token ids and class numbers of a split as the teacher has them."""
+        return self.encode_with(self.teacher, rows)
+
+    def encode_with(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
+        """Token ids and class numbers of a split as `checkpoint` has them."""
+        number = {name: index for index, name in enumerate(checkpoint.labels)}
+        columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
+        columns["label"] = [None if label is None else number[label] for label in rows["label"]]
+        return self.task.encode(columns, checkpoint.tokenizer, self.recipe.data.max_length)
+
+    @cached_property
+    def transfer(self) -> Encoded:
+        """What the student learns from: labelled training rows, then unlabelled ones."""
+        parts = [self.encode(self.splits.train)]
+        if self.splits.unlabelled is not None and len(self.splits.unlabelled):
+            parts.append(self.encode(self.splits.unlabelled))
+        encoded = concatenate(parts)
+        if encoded.cut:
+            self.progress.say(
+                f"{encoded.cut:,} of {len(encoded):,} texts are longer than data.max_length = "
+                f"{self.recipe.data.max_length} tokens and lose their end"
+            )
+        return encoded
+
+    @cached_property
+    def labelled(self) -> Encoded:
+        """The labelled part of the transfer set: what a student without a teacher can learn from."""
+        return self.transfer.select(range(len(self.splits.train)))
+
+    @cached_property
+    def validation(self) -> Encoded:
+        """Chooses."""
+        return self.encode(self.splits.validation)
+
+    @cached_property
+    def test(self) -> Encoded:
+        """Reports."""
+        return self.encode(self.splits.test)
+
+    def new_student(self) -> Student:
+        """The student as it is before training; the same one each time."""
+        wanted = self.recipe.student
+        return build_student(
+            self.teacher.model,
+            load_student_card(wanted.card),
+            overrides={
+                "layers": wanted.layers,
+                "hidden_size": wanted.hidden_size,
+                "attention_heads": wanted.attention_heads,
+                "intermediate_size": wanted.intermediate_size,
+                "activation": wanted.activation,
+            },
+            seed=self.recipe.seed,
+            init=wanted.init,
+        )
+
+    @cached_property
+    def student(self) -> Student:
+        """The student before training, as a template for plans and objectives."""
+        return self.new_student()
+
+    def objective(self) -> tuple[Objective, str]:
+        """The recipe's objective, and why it is this one."""
+        student, teacher = describe(self.student.model), describe(self.teacher.model)
+        recipe = self.recipe.objective
+        terms, reason = resolve_terms(recipe, self.task.preset, student, teacher, examples=len(self.transfer))
+        return build_objective(terms, student, teacher, layer_map=self.student.layer_map), reason
+
+    def cache_inputs(self, objective: Objective) -> dict[str, Any]:
+        """Everything the teacher cache depends on."""
+        return {
+            "weights": self.teacher.weights_hash(),
+            "tokenizer": self.teacher.tokenizer_hash(),
+            "texts": self.data_hash,
+            "max_length": self.recipe.data.max_length,
+            "taps": sorted(objective.teacher_taps),
+            "bf16": use_bf16(self.recipe.training.precision),
+        }
+
+    def train_inputs(self, objective: Objective | None) -> dict[str, Any]:
+        """Everything the trained student depends on."""
+        recipe = self.recipe
+        return {
+            "teacher": self.cache_inputs(objective) if objective else {"weights": self.teacher.weights_hash()},
+            "data": self.data_hash,
+            "max_length": recipe.data.max_length,
+            "student": recipe.student.model_dump(mode="json"),
+            "objective": recipe.objective.model_dump(mode="json", by_alias=True) if objective else None,
+            "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),
+            "seed": recipe.seed,
+        }
+
+    def cache(self, objective: Objective) -> CachedTeacher:
+        """The teacher cache for the transfer set: built, completed or opened."""
+        live = LiveTeacher(self.teacher.model, objective.teacher_taps, bf16=use_bf16(self.recipe.training.precision))
+        return build_cache(
+            live,
+            self.transfer,
+            tensor_collate(self.task, self.teacher.padding),
+            self.work / "cache",
+            key=sha256_json(self.cache_inputs(objective)),
+            batch_size=self.recipe.teacher.batch_size,
+            progress=self.progress,
+        )
+
+
+def texts_of(rows: Any) -> list[str]:
+    """One string a row; a pair is shown with a bar between."""
+    if "text_pair" not in rows.column_names:
+        return list(rows["text"])
+    return [f"{one} | {other}" for one, other in zip(rows["text"], rows["text_pair"], strict=True)]

@@ -1,0 +1,297 @@
+"""The stages that ship: export, bundle, bench, report. What they report is measured on the files they made."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.bench import bench as measure_latency
+from distill.errors import ExportError
+from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.export.bundle import write_bundle
+from distill.export.graph import export_graph
+from distill.export.parity import check_parity
+from distill.export.quantize import quantize_dynamic_int8
+from distill.export.runtime import OnnxModel
+from distill.export.verify import verify_bundle
+from distill.files import read_json, write_json
+from distill.machine import describe_machine
+from distill.report import write_report
+from distill.run import Run, texts_of
+from distill.teacher import Checkpoint, load_checkpoint
+
+LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a run makes."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def export(run: Run) -> dict[str, Any]:
+    """Exports student and teacher to ONNX, quantises the student, and proves every step against the one before.
+
+    Raises:
+        ExportError: int8 loses more than `export.max_drop` points of the metric on the validation data.
+    """
+    folder = run.work / "onnx"
+    files = {name: folder / f"{name}.onnx" for name in ("teacher", "student", "student-int8")}
+
+    def work() -> dict[str, Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        student = load_checkpoint(str(run.folder / "student"), run.task)
+        steps = [
+            _export(run, run.teacher, files["teacher"], "export of the teacher"),
+            _export(run, student, files["student"], "export of the student"),
+        ]
+        steps.append(_quantize(run, files["student"], files["student-int8"]))
+        drop = 100.0 * (steps[1]["metric"] - steps[2]["metric"])
+        if drop > run.recipe.export.max_drop:
+            files["student-int8"].unlink()
+            raise ExportError(
+                f"int8 loses {drop:.2f} points of {run.task.metric} on the validation data, more than "
+                f"export.max_drop = {run.recipe.export.max_drop}",
+                where=str(files["student-int8"]),
+                fix="Train longer, take a card with more layers, or allow more with export.max_drop.",
+            )
+        return {"verification": steps, "bytes": {name: path.stat().st_size for name, path in files.items()}}
+
+    inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
+    return run.ledger.once("export", inputs, work, makes=list(files.values()))
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    return {
+        "distill.format": "1",
+        "distill.task": run.task.name,
+        "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
+        "distill.max_length": str(run.recipe.data.max_length),
+        "distill.recipe": run.recipe.fingerprint(),
+        "distill.versions": json.dumps(versions(), sort_keys=True),
+        "distill.target": run.recipe.export.target,
+    }
+
+
+def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str, Any]:
+    """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
+    with run.progress.stage(f"ONNX {step}"):
+        spec = run.task.graph(_inputs(run))
+        export_graph(checkpoint.model, spec, path, metadata=_metadata(run))
+    reference = TorchPredictor(checkpoint.model, run.task)
+    return _check(run, reference, OnnxModel(path), step, tolerance=1e-3)
+
+
+def _quantize(run: Run, source: Path, path: Path) -> dict[str, Any]:
+    with run.progress.stage("Quantising to int8"):
+        sizes = quantize_dynamic_int8(source, path, target=run.recipe.export.target, metadata=_metadata(run))
+    facts = _check(run, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=None)
+    return {**facts, "bytes_by_component": dict(sizes.bytes_by_component)}
+
+
+def _inputs(run: Run) -> list[str]:
+    return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name == "attention_mask"
+            or name in run.transfer.ragged]  # fmt: skip
+
+
+def _check(run: Run, reference: Any, candidate: Any, step: str, *, tolerance: float | None) -> dict[str, Any]:
+    task, padding = run.task, run.teacher.padding
+    report = check_parity(reference, candidate, sample_batches(run), step=step, tolerance=tolerance)
+    name = f"Checking the {step}"
+    whole = evaluate(candidate, run.validation, task, padding, progress=run.progress, name=name)
+    before = evaluate(reference, run.validation, task, padding)
+    return {
+        **report.to_json(),
+        "metric": whole.metrics[task.metric],
+        "metric_before": before.metrics[task.metric],
+        "agreement": agreement(before, whole),
+    }
+
+
+def sample_batches(run: Run) -> list[dict[str, Any]]:
+    """Batches of real text: one of one, ragged ones that pad, the shortest and the longest rows."""
+    encoded, padding = run.validation, run.teacher.padding
+    order = np.argsort(encoded.lengths, kind="stable")
+    picks = [order[:1], order[-1:], order[len(order) // 2 :][:3], order[:: max(1, len(order) // 8)][:8], order[-4:]]
+    return [run.task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
+
+
+def bundle(run: Run) -> dict[str, Any]:
+    """Assembles what ships, and verifies it as a stranger would."""
+    folder = run.folder / "bundle"
+    files = run.work / "onnx"
+
+    def work() -> dict[str, Any]:
+        models = _models(run)
+        metrics = {role: facts["metrics"] for role, facts in models.items()}
+        export_facts = run.ledger.facts("export") or {}
+        texts = [*_golden(run)]
+        config = read_json(run.folder / "student" / "config.json") or {}
+        with run.progress.stage("Writing the bundle"):
+            write_bundle(
+                folder,
+                name=run.recipe.name,
+                task=run.task.name,
+                labels=run.teacher.labels,
+                max_length=run.recipe.data.max_length,
+                fp32_onnx=files / "student.onnx",
+                int8_onnx=files / "student-int8.onnx",
+                tokenizer_folder=run.folder / "student",
+                config=config,
+                golden_texts=texts,
+                metrics=metrics,
+                verification={"steps": export_facts.get("verification", [])},
+                recipe_toml=run.recipe.to_toml(),
+                recipe_hash=run.recipe.fingerprint(),
+                versions=versions(),
+            )
+            verdict = verify_bundle(folder)
+        if not verdict.ok:
+            raise verdict.error()
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        shipped = (folder / "onnx" / "model_quantized.onnx").stat().st_size
+        line = f"bundle: {folder} is verified; the int8 file has {shipped / 1e6:.1f} MB"
+        run.progress.say(line)
+        return {"models": models, "bytes": size, "int8_bytes": shipped, "verdict": verdict.to_json(), "summary": [line]}
+
+    inputs = {"export": run.ledger.facts("export"), "evaluate": run.ledger.facts("evaluate")}
+    return run.ledger.once("bundle", inputs, work, makes=[folder / "MANIFEST.json"])
+
+
+def _golden(run: Run) -> list[Any]:
+    """Texts of the validation data, evenly spread over the lengths."""
+    rows = run.splits.validation
+    order = np.argsort(run.validation.lengths, kind="stable")
+    wanted = min(run.recipe.export.golden, len(order))
+    picks = sorted({int(row) for row in order[np.linspace(0, len(order) - 1, wanted).astype(int)]})
+    if "text_pair" in rows.column_names:
+        return [(rows["text"][row], rows["text_pair"][row]) for row in picks]
+    return [rows["text"][row] for row in picks]
+
+
+def _models(run: Run) -> dict[str, Any]:
+    """Measures on the test data of the PyTorch models, joined by the ONNX files'."""
+    models = dict((run.ledger.facts("evaluate") or {})["models"])
+    said = dict(np.load(run.work / "teacher_test.npz"))
+    teacher = Evaluation(models["teacher"]["metrics"], said)
+    metric = run.task.metric
+    for role, file in (("student-onnx", "student"), ("student-int8", "student-int8")):
+        path = run.work / "onnx" / f"{file}.onnx"
+        found = evaluate(
+            OnnxModel(path),
+            run.test,
+            run.task,
+            run.teacher.padding,
+            progress=run.progress,
+            name=f"Measuring {path.name}",
+        )
+        models[role] = {
+            "metrics": found.metrics,
+            "retention": found.metrics[metric] / teacher.metrics[metric] if teacher.metrics[metric] else None,
+            "agreement": agreement(teacher, found),
+            "bytes": path.stat().st_size,
+            "parameters": models["student"]["parameters"],
+        }
+        if role == "student-int8":
+            models[role]["disagreements"] = disagreements(
+                teacher, found, texts_of(run.splits.test), run.test, run.teacher.labels
+            )
+    return models
+
+
+def bench(run: Run) -> dict[str, Any]:
+    """Measures teacher and student files side by side, interleaved, in one run."""
+    files = run.work / "onnx"
+    settings = run.recipe.bench
+    targets = [files / "teacher.onnx", files / "student.onnx", run.folder / "bundle" / "onnx" / "model_quantized.onnx"]
+
+    def work() -> dict[str, Any]:
+        report = measure_latency(
+            targets,
+            lengths=settings.lengths,
+            batches=settings.batches,
+            threads=settings.threads,
+            runs=settings.runs,
+            progress=run.progress,
+        )
+        columns, rows = report.table()
+        run.progress.table("Latency", columns, rows)
+        return {"report": report.to_json()}
+
+    inputs = {"bundle": run.ledger.facts("bundle"), "bench": settings.model_dump(mode="json")}
+    return run.ledger.once("bench", inputs, work)
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Writes results.json, report.md and report.html into the output folder."""
+
+    def work() -> dict[str, Any]:
+        results = collect(run)
+        write_json(run.folder / "results.json", results)
+        paths = write_report(results, run.folder)
+        return {"summary": [f"report: {path}" for path in paths]}
+
+    stages = {name: run.ledger.facts(name) for name in ("teacher", "train", "baseline", "export", "bundle", "bench")}
+    made = [run.folder / name for name in ("results.json", "report.md", "report.html")]
+    return run.ledger.once("report", stages, work, makes=made)
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """Everything that was measured, in the one shape the report reads."""
+    names = ("teacher", "label", "train", "baseline", "evaluate", "export", "bundle", "bench")
+    facts = {name: run.ledger.facts(name) or {} for name in names}
+    splits = run.splits
+    curves = {"student": facts["train"]["curve"]}
+    if facts["baseline"].get("curve"):
+        curves["baseline"] = facts["baseline"]["curve"]
+    if facts["teacher"].get("curve"):
+        curves["teacher"] = facts["teacher"]["curve"]
+    return {
+        "name": run.recipe.name,
+        "task": run.task.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": describe_machine(),
+        "labels": run.teacher.labels,
+        "data": {
+            "train": len(splits.train),
+            "validation": len(splits.validation),
+            "test": len(splits.test),
+            "unlabelled": len(splits.unlabelled),
+            "source": run.recipe.data.train,
+        },
+        "metric": run.task.metric,
+        "models": _model_rows(run, facts),
+        "curves": curves,
+        "layer_map": facts["train"]["layer_map"],
+        "objective": facts["train"]["objective"],
+        "disagreements": facts["bundle"]["models"]["student-int8"]["disagreements"],
+        "verification": facts["export"]["verification"],
+        "bench": facts["bench"]["report"],
+        "stages": [{"name": name, "seconds": facts[name]["seconds"]} for name in names if "seconds" in facts[name]],
+    }
+
+
+ROLES = {
+    "teacher": ("Teacher", "PyTorch"),
+    "baseline": ("Same student, no distillation", "PyTorch"),
+    "student": ("Student", "PyTorch"),
+    "student-onnx": ("Student", "ONNX fp32"),
+    "student-int8": ("Student", "ONNX int8"),
+}
+
+
+def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for role, (name, form) in ROLES.items():
+        if role in facts["bundle"]["models"]:
+            known = {key: value for key, value in facts["bundle"]["models"][role].items() if key != "disagreements"}
+            rows.append({"role": role, "name": name, "format": form, **known})
+    teacher = {**rows[0], "role": "teacher-onnx", "name": "Teacher", "format": "ONNX fp32"}
+    rows.insert(1, {**teacher, "bytes": facts["export"]["bytes"]["teacher"]})
+    timed = dict(zip(("teacher-onnx", "student-onnx", "student-int8"), facts["bench"]["latency"], strict=True))
+    return [{**row, "latency_ms": timed.get(row["role"])} for row in rows]

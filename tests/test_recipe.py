@@ -1,0 +1,90 @@
+"""Recipes: every problem at once, every field documented, what is written can be read."""
+
+import tomllib
+
+import pytest
+from distill.errors import RecipeError
+from distill.recipe import Recipe, render_toml
+
+MINIMAL = {"teacher": {"checkpoint": "some/model"}, "data": {"train": "train.csv"}}
+
+
+def test_all_problems_are_reported_at_once():
+    values = {
+        "training": {"epoch": 3, "batch_size": 0},
+        "objective": {"terms": [{"los": "soft_labels"}]},
+        "data": {"labels": ["a", "a"]},
+        "studnt": {},
+    }
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(values)
+    text = str(caught.value)
+    for part in (
+        "`training.epoch` is not a setting. Did you mean `epochs`?",
+        "`training.batch_size` input should be greater than or equal to 1; got 0",
+        "`objective.terms.0.loss` must be given",
+        "`studnt` is not a setting. Did you mean `student`?",
+        "`teacher.checkpoint` must name a fine-tuned model",
+        "`data.train` must name the training data",
+        "`data.labels` must be distinct",
+    ):
+        assert part in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("comments", [True, False])
+def test_a_written_recipe_reads_back_the_same(comments):
+    terms = [{"loss": "soft_labels", "weight": {"schedule": "linear", "from": 0.2, "end": 0.0}, "temperature": 4.0}]
+    recipe = Recipe.parse(
+        {**MINIMAL, "name": 'a "quoted" näme', "objective": {"terms": terms}, "student": {"layers": 3}}
+        | {"teacher": {"checkpoint": "m", "label_map": {"LABEL 0": "neg"}}}
+    )
+    assert Recipe.parse(tomllib.loads(render_toml(recipe, comments=comments))) == recipe
+
+
+def test_every_field_says_what_it_is():
+    text = render_toml(Recipe.parse(MINIMAL), comments=True)
+    settings = [number for number, line in enumerate(text.splitlines()) if " = " in line and not line.startswith("#")]
+    lines = text.splitlines()
+    undocumented = [lines[number] for number in settings if not lines[number - 1].startswith("# ")]
+    assert undocumented == []
+    assert len(settings) > 40
+
+
+def test_overrides_take_toml_values_and_plain_strings(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(render_toml(Recipe.parse(MINIMAL), comments=False).replace('name = ""\n', ""))
+    recipe = Recipe.load(path, ["training.epochs=2.5", "student.card=layers-6", "bench.lengths=[8, 16]"])
+    assert (recipe.training.epochs, recipe.student.card, recipe.bench.lengths) == (2.5, "layers-6", [8, 16])
+    assert recipe.name == "mine"
+    with pytest.raises(RecipeError, match=r"`--set training.epochs` must be KEY=VALUE"):
+        Recipe.load(path, ["training.epochs"])
+    with pytest.raises(RecipeError, match=r"`training.epoch` is not a setting"):
+        Recipe.load(path, ["training.epoch=2"])
+
+
+def test_overrides_reach_into_lists_and_refuse_what_is_not_there(tmp_path):
+    path = tmp_path / "r.toml"
+    recipe = Recipe.parse({**MINIMAL, "objective": {"terms": [{"loss": "hidden_mse"}]}})
+    path.write_text(recipe.to_toml())
+    assert Recipe.load(path, ["objective.terms.0.weight=2"]).objective.terms[0].weight == 2.0
+    with pytest.raises(RecipeError, match=r"objective.terms.3"):
+        Recipe.load(path, ["objective.terms.3.weight=2"])
+    with pytest.raises(RecipeError, match=r"training.epochs.x"):
+        Recipe.load(path, ["training.epochs.x=2"])
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no such file. `distill new` writes one"):
+        Recipe.load(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[teacher\n")
+    with pytest.raises(RecipeError, match=r"not a readable TOML file"):
+        Recipe.load(broken)
+
+
+def test_what_does_not_change_the_weights_does_not_change_the_fingerprint():
+    recipe = Recipe.parse(MINIMAL)
+    moved = Recipe.parse({**MINIMAL, "output": "elsewhere", "bench": {"runs": 7}})
+    longer = Recipe.parse({**MINIMAL, "training": {"epochs": 9}})
+    assert recipe.fingerprint() == moved.fingerprint() != longer.fingerprint()
