@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+
 from distill.errors import RecipeError
 from distill.recipe import Recipe, render_toml
 
