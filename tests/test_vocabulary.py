@@ -47,18 +47,23 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def wordpiece() -> Tokenizer:
+    """BERT's way, but special tokens stand behind all pieces, so that forgetting to renumber one is noticed."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400))
+    spec = spec_of(tokenizer)
+    for piece in ("[unused0]", "[UNK]"):
+        spec["model"]["vocab"][piece] = len(spec["model"]["vocab"])
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
     tokenizer.decoder = decoders.WordPiece()
-    specials = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials))
-    ids = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
     )
-    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=20)
-    tokenizer.enable_truncation(12)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]", length=40)
+    tokenizer.enable_truncation(36)
     return tokenizer
 
 
@@ -67,10 +72,10 @@ def byte_bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIALS, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer.add_special_tokens([AddedToken("<extra>", special=True)])  # behind all pieces, as hub models have them
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
+    tokenizer.post_processor = processors.RobertaProcessing(*ids)
     return tokenizer
 
 
@@ -80,7 +85,9 @@ def suffix_bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIALS, end_of_word_suffix="</w>")
     tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.add_special_tokens(["<cls>", "<sep>"])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<sep>", "<cls>")]
+    tokenizer.post_processor = processors.Sequence([processors.BertProcessing(*ids)])
     return tokenizer
 
 
@@ -99,6 +106,11 @@ def unigram() -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=350, special_tokens=SPECIALS, unk_token="<unk>")
     tokenizer.train_from_iterator(CORPUS, trainer)
+    spec = spec_of(tokenizer)
+    vocab, unk = spec["model"]["vocab"], spec["model"]["unk_id"]
+    vocab[unk], vocab[-1], spec["model"]["unk_id"] = vocab[-1], vocab[unk], len(vocab) - 1  # the unknown token last
+    spec["added_tokens"][unk]["id"] = len(vocab) - 1
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
     template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     tokenizer.post_processor = processors.Sequence([template])
     return tokenizer
@@ -142,7 +154,7 @@ def test_covered_text_is_split_as_before(tokenizer):
 def test_special_tokens_padding_and_truncation_come_along(tokenizer):
     """Ids left as they were in added_tokens, padding or the post-processor would point at other rows."""
     trimmed = trim_vocabulary(tokenizer, count_pieces(COVERED, tokenizer))
-    before, after = tokenizer.encode(COVERED[0], "One more."), trimmed.tokenizer.encode(COVERED[0], "One more.")
+    before, after = tokenizer.encode(COVERED[0], COVERED[1]), trimmed.tokenizer.encode(COVERED[0], COVERED[1])
     special = [at for at, flag in enumerate(before.special_tokens_mask) if flag]
     assert [trimmed.kept_ids[after.ids[at]] for at in special] == [before.ids[at] for at in special]
     assert len(after.ids) == len(before.ids) or not tokenizer.padding
@@ -247,11 +259,34 @@ def test_other_scripts_are_dropped_unless_asked_for():
 
 
 def test_an_unknown_character_is_split_as_before_in_unigram():
-    """Its cost hangs on the worst piece of the vocabulary, so that one has to stay."""
-    whole = unigram()
-    texts = [*COVERED, "wonderfulЖ through Жthe valleys"]
+    """Its cost hangs on the worst piece of the vocabulary: without that, `x ? ab` would beat `xЖa b` here."""
+    scores = {"<unk>": 0.0, "x": -0.1, "ab": -0.1, "a": -0.2, "b": -12.0, "xЖa": -12.0, "bbb": -50.0, "baba": -3.0}
+    whole = Tokenizer(models.Unigram(list(scores.items()), unk_id=0))
+    texts = ["xЖab", "ab", "ЖЖ"]
+    assert whole.encode("xЖab").tokens == ["xЖa", "b"]
     trimmed = trim_vocabulary(whole, count_pieces(texts, whole))
     assert check_identical(whole, trimmed, texts) == len(texts)
+    assert trimmed.tokenizer.token_to_id("baba") is None
+
+
+def test_pieces_named_by_the_template_and_the_padding_stay():
+    vocab = {"[UNK]": 0, "no": 1, "begin": 2, "b": 3, "fill": 4, "##e": 5, "##g": 6, "##i": 7, "##n": 8, "n": 9}
+    whole = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    whole.post_processor = processors.TemplateProcessing(single="begin $A", special_tokens=[("begin", 2)])
+    whole.enable_padding(pad_id=4, pad_token="fill", length=4)
+    trimmed = trim_vocabulary(whole, {9: 1})
+    assert trimmed.tokenizer.encode("n").tokens == ["begin", "n", "fill", "fill"]
+    assert 1 in trimmed.kept_ids  # `o` alone has no piece, so `no` cannot be spelt otherwise
+
+
+def test_a_piece_that_characters_cannot_spell_stays():
+    """Otherwise a word that had no unknown token before would get one."""
+    vocab = {"[UNK]": 0, "a": 1, "##b": 2, "qu": 3, "##ix": 4, "aa": 5, "##a": 6}
+    whole = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    trimmed = trim_vocabulary(whole, {1: 3})
+    assert trimmed.kept_ids == (0, 1, 2, 3, 4, 6)
+    assert trimmed.tokenizer.encode("quix").tokens == ["qu", "##ix"]
+    assert trimmed.tokenizer.encode("aa").tokens == ["a", "##a"]
 
 
 def test_a_difference_is_told_with_the_text():
@@ -298,7 +333,7 @@ def test_a_tokenizer_of_transformers_survives_trimming_saving_and_loading(kind, 
     trimmed = trim_vocabulary(whole, count_pieces(COVERED, whole))
     small = trimmed.tokenizer
     assert type(small) is type(whole)
-    assert len(small) == trimmed.after == small.vocab_size
+    assert len(small) == trimmed.after
     small.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for text in (*COVERED, CORPUS[4]):
