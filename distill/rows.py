@@ -1,0 +1,210 @@
+"""Rows: what each says and is called, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+
+from distill.errors import DataError
+from distill.tables import Table
+
+_SKIP = 'Mend it, or set data.on_bad_row = "skip" to leave such rows out.'
+
+
+@dataclass
+class Rows:
+    """Usable rows of one side. `numbers` are rows of the source, from 1, for errors."""
+
+    name: str
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] | None = None
+    labels: list[str | None] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    def keep(self, wanted: Sequence[bool]) -> Rows:
+        """The rows for which `wanted` is true."""
+
+        def chosen(values: Sequence[Any]) -> list[Any]:
+            return [value for value, keep in zip(values, wanted, strict=True) if keep]
+
+        pairs = None if self.pairs is None else chosen(self.pairs)
+        return Rows(self.name, chosen(self.texts), pairs, chosen(self.labels), chosen(self.keys), chosen(self.numbers))
+
+    def extend(self, more: Rows) -> None:
+        """Adds the rows of another source of the same side."""
+        self.texts += more.texts
+        self.labels += more.labels
+        self.keys += more.keys
+        self.numbers += more.numbers
+        if self.pairs is not None and more.pairs is not None:
+            self.pairs += more.pairs
+
+    def dataset(self) -> datasets.Dataset:
+        """Columns `text`, [`text_pair`] and `label`, all strings."""
+        columns: dict[str, list[Any]] = {"text": self.texts}
+        if self.pairs is not None:
+            columns["text_pair"] = self.pairs
+        columns["label"] = self.labels
+        features = datasets.Features({name: datasets.Value("string") for name in columns})
+        return datasets.Dataset.from_dict(columns, features=features)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what, and what an unusable row does."""
+
+    text: str
+    text_pair: str | None
+    label: str
+    skip: bool
+
+
+def content_key(text: str, text_pair: str | None = None) -> bytes:
+    """sha256 of what a row says: case, kind of white space and Unicode form do not matter."""
+    parts = [text] if text_pair is None else [text, text_pair]
+    plain = (" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in parts)
+    return hashlib.sha256("\x1f".join(plain).encode("utf-8", "surrogatepass")).digest()
+
+
+def content_fraction(key: bytes, salt: str = "") -> float:
+    """A number in [0, 1), uniform over contents and fixed for each: what decides the side of a row.
+
+    Args:
+        key: From `content_key`.
+        salt: Another salt is another, independent number.
+    """
+    digest = hashlib.sha256(salt.encode() + key).digest() if salt else key
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: bool = True) -> Rows:
+    """The rows that can be used; the others are an error or, where asked for, skipped and counted."""
+    texts = table.column(columns.text, "data.text")
+    pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
+    raw = table.column(columns.label, "data.label") if labelled else [None] * len(texts)
+    class_names = table.label_names.get(columns.label)
+    rows = Rows(table.name, pairs=None if pairs is None else [])
+    skipped: Counter[str] = Counter()
+    for row, value in enumerate(texts):
+        pair = None if pairs is None else pairs[row]
+        problem = table.broken.get(row) or _text_problem(value, columns.text)
+        if problem is None and columns.text_pair is not None:
+            problem = _text_problem(pair, columns.text_pair)
+        name: str | None = None
+        if problem is None and labelled:
+            name, problem = _label_name(raw[row], columns.label, class_names)
+        if problem is not None:
+            if not columns.skip:
+                raise DataError(problem, where=f"{table.name} row {row + 1}", fix=_SKIP)
+            skipped[problem.split(";")[0] if row not in table.broken else "not readable"] += 1
+            continue
+        rows.texts.append(value)
+        if rows.pairs is not None:
+            rows.pairs.append(str(pair))
+        rows.labels.append(name)
+        rows.keys.append(content_key(value, pair))
+        rows.numbers.append(row + 1)
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(4))
+        report.append(f"{table.name}: {sum(skipped.values()):,} of {len(texts):,} rows skipped ({reasons})")
+    if not rows.texts:
+        raise DataError("no row is usable", where=table.name, fix="Look at data.text and data.label.")
+    return rows
+
+
+def _text_problem(value: Any, column: str) -> str | None:
+    if isinstance(value, str):
+        return None if value.strip() else f"{column!r} is empty"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return f"{column!r} is missing"
+    return f"{column!r} is {type(value).__name__}, not text; it holds {value!r:.40}"
+
+
+def _label_name(value: Any, column: str, class_names: Sequence[str] | None) -> tuple[str | None, str | None]:
+    """The label as a name, or what is wrong with it."""
+    name: str | None = None
+    if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in ("", "nan")):  # NaN
+        return None, f"{column!r} is missing"
+    if isinstance(value, str):
+        name = value.strip()
+    elif class_names is not None:
+        name = class_names[value] if 0 <= value < len(class_names) else None
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        name = str(value if isinstance(value, bool) else int(value))
+    if name is None:
+        return None, f"{column!r} is {type(value).__name__}, not the name or number of a class; it holds {value!r:.40}"
+    return name, None
+
+
+def name_labels(
+    sides: dict[str, Rows], class_names: list[str] | None, wanted: Sequence[str] | None, skip: bool, report: list[str]
+) -> tuple[list[str], dict[str, Rows]]:
+    """Label names in order, and the sides with labels of those names alone."""
+    seen = Counter(label for label in sides["train"].labels if label is not None)
+    if wanted and _are_positions(seen, wanted):
+        sides = {role: _rename(rows, wanted) for role, rows in sides.items()}
+        report.append("labels: " + ", ".join(f"{number} is {name}" for number, name in enumerate(wanted)))
+        seen = Counter(label for label in sides["train"].labels if label is not None)
+    names = list(wanted or class_names or sorted(seen, key=_numerically))
+    if len(seen) < 2:
+        raise DataError(
+            f"every row has the label {next(iter(seen))!r}",
+            where=sides["train"].name,
+            fix="A classifier needs two at least: look at data.label, and at how the file was made.",
+        )
+    total = sum(seen.values())
+    if not wanted and not class_names and total >= 100 and len(seen) > total / 2:
+        raise DataError(
+            f"there are {len(seen):,} different labels in {total:,} rows, such as {next(iter(seen))!r:.40}",
+            where=sides["train"].name,
+            fix="Set data.label to the column with the classes.",
+        )
+    absent = [name for name in names if name not in seen]
+    if absent:
+        report.append(f"{sides['train'].name}: no row has the label {', '.join(absent[:8])}")
+    return names, {role: _known_labels(rows, set(names), names, skip, report) for role, rows in sides.items()}
+
+
+def _known_labels(rows: Rows, known: set[str], names: list[str], skip: bool, report: list[str]) -> Rows:
+    strangers = [index for index, label in enumerate(rows.labels) if label not in known]
+    if not strangers:
+        return rows
+    label = rows.labels[strangers[0]]
+    if not skip:
+        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise DataError(
+            f"the label {label!r} is not among those of the training data or data.labels ({listed})",
+            where=f"{rows.name} row {rows.numbers[strangers[0]]}",
+            fix=_SKIP,
+        )
+    report.append(f"{rows.name}: {len(strangers):,} rows skipped (labels never seen, such as {label!r})")
+    kept = rows.keep([label in known for label in rows.labels])
+    if not kept.texts:
+        raise DataError("no row has a known label", where=rows.name, fix=f"Labels are {', '.join(names[:8])}.")
+    return kept
+
+
+def _are_positions(seen: Iterable[str], wanted: Sequence[str]) -> bool:
+    """The data has class numbers and `wanted` gives them names."""
+    return all(label.isdecimal() and int(label) < len(wanted) and label not in wanted for label in seen)
+
+
+def _rename(rows: Rows, names: Sequence[str]) -> Rows:
+    labels = [
+        names[int(label)] if label is not None and label.isdecimal() and int(label) < len(names) else label
+        for label in rows.labels
+    ]
+    return Rows(rows.name, rows.texts, rows.pairs, labels, rows.keys, rows.numbers)
+
+
+def _numerically(name: str) -> tuple[int, int, str]:
+    """0, 1, 2, 10 before words."""
+    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
