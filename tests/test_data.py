@@ -15,27 +15,7 @@ from hypothesis import strategies as st
 from distill.data import content_fraction, content_key, load_splits, load_table
 from distill.errors import DataError
 
-WORDS = [
-    "the",
-    "film",
-    "is",
-    "a",
-    "quiet",
-    "joy",
-    "and",
-    "its",
-    "second",
-    "half",
-    "a",
-    "slow",
-    "sad",
-    "mess",
-    "of",
-    "good",
-    "ideas",
-    "badly",
-    "told",
-]
+WORDS = ["film", "joy", "mess", "idea", "slow", "quiet", "sad", "told", "badly", "second", "half"]
 
 
 def rows_of(count, seed=0):
@@ -92,9 +72,7 @@ def test_reading_leaves_no_cache_behind(tmp_path, train, monkeypatch):
 
 
 def test_hub_id_that_cannot_be_reached():
-    with pytest.raises(
-        DataError, match=r"^someone/no-such-data:x: neither a file here nor readable from the hub.*Give a"
-    ):
+    with pytest.raises(DataError, match=r"^someone/no-such-data:x: neither a file here nor readable.*Give a"):
         load_table("someone/no-such-data:x")
 
 
@@ -123,7 +101,7 @@ def test_numbers_get_the_names_that_are_asked_for(tmp_path):
     rows = [(f"row {number}", number % 2) for number in range(60)]
     splits = load_splits(write_csv(tmp_path / "a.csv", rows), labels=["negative", "positive"])
     assert splits.labels == ["negative", "positive"]
-    number = {text: label for text, label in rows}
+    number = dict(rows)
     for text, label in zip(splits.train["text"], splits.train["label"], strict=True):
         assert splits.labels.index(label) == number[text]
     assert "labels: 0 is negative, 1 is positive" in splits.report
@@ -166,7 +144,7 @@ def test_a_sentence_never_stands_on_two_sides(texts, data, tmp_path_factory):
     (folder / "free.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in spoken))
     splits = load_splits(folder / "a.jsonl", validation_fraction=0.3, unlabelled=[folder / "free.jsonl"])
     sides = [{content_key(t) for t in side["text"]} for side in (splits.train, splits.validation, splits.unlabelled)]
-    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert [sides[0] & sides[1], sides[0] & sides[2], sides[1] & sides[2]] == [set(), set(), set()]
 
 
 def test_no_label_loses_all_of_its_rows_to_validation(tmp_path):
