@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from distill.data import LengthBucketSampler
+from distill.sampling import LengthBucketSampler
 from distill.errors import TrainingError
 from distill.features import Features, TappedModel
 from distill.files import read_json, replace_folder, sync, write_json
