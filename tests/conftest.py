@@ -38,7 +38,7 @@ def intents_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import csv
     import itertools
 
-    openings = "please tell me|hello ,|i would like to know|quick question :|can you say|so|sorry but|well".split("|")
+    openings = ["please tell me", "hello ,", "i would like to know", "can you say", "so", "sorry but", "well", "hi :"]
     arrival = "when my new card arrives|where my card is|how long delivery takes|if the card was posted|why it is late"
     exchange = (
         "what the euro rate is|how you convert dollars|which currency rate applies|the rate abroad|what pounds cost"
