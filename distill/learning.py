@@ -14,11 +14,11 @@ from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms
-from distill.recipe import FinetuneRecipe, TrainingRecipe
+from distill.recipe import TrainingRecipe
 from distill.run import Run, texts_of
 from distill.tasks import Encoded
-from distill.teacher import Checkpoint, Teacher, check_floor, load_checkpoint, use_bf16
-from distill.training import fit, freeze_embeddings
+from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
+from distill.training import fit
 
 
 def make_teacher(run: Run) -> dict[str, Any]:
@@ -52,10 +52,12 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     transformers.set_seed(run.recipe.seed)
     labels = run.recipe.data.labels or run.splits.labels
     start = load_checkpoint(run.start, run.task, labels=labels)
+    check_length(start, run.recipe.data.max_length)
     encoded = run.encode_with(start, run.splits.train)
     validation = run.encode_with(start, run.splits.validation)
     objective = hard_labels(run, start)
-    settings = run.recipe.teacher.finetune
+    wanted = run.recipe.teacher.finetune.model_dump()
+    settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, "freeze_embeddings": False})
     return _fit(run, start, objective, None, encoded, validation, settings, "finetune", final)
 
 
@@ -135,14 +137,14 @@ def _fit(
     teacher: Teacher | None,
     encoded: Encoded,
     validation: Encoded,
-    settings: TrainingRecipe | FinetuneRecipe,
+    settings: TrainingRecipe,
     name: str,
     final: Path,
 ) -> list[dict[str, Any]]:
     """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`."""
     scratch = run.work / name
     task, padding = run.task, checkpoint.padding
-    bf16 = use_bf16(getattr(settings, "precision", "auto"))
+    bf16 = use_bf16(settings.precision)
 
     def measure(model: Any) -> dict[str, float]:
         return evaluate(TorchPredictor(model, task, bf16=bf16), validation, task, padding, batch_size=64).metrics
@@ -162,7 +164,6 @@ def _fit(
         measure,
         save=save,
         seed=run.recipe.seed,
-        freeze=freeze_embeddings if getattr(settings, "freeze_embeddings", False) else None,
         progress=run.progress,
         name=NAMES[name],
     )

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from distill.sampling import LengthBucketSampler
 from distill.errors import TrainingError
 from distill.features import Features, TappedModel
 from distill.files import read_json, replace_folder, sync, write_json
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress, Stage
-from distill.recipe import FinetuneRecipe, TrainingRecipe
+from distill.recipe import TrainingRecipe
+from distill.sampling import LengthBucketSampler
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
 
@@ -272,13 +272,12 @@ def fit(
     encoded: Encoded,
     task: Task,
     padding: Padding,
-    settings: TrainingRecipe | FinetuneRecipe,
+    settings: TrainingRecipe,
     folder: Path,
     evaluation: Callable[[Any], dict[str, float]],
     *,
     seed: int = 0,
-    freeze: Callable[[Any], None] | None = None,
-    save: Callable[[Any, Path], None],
+    save: Callable[[Path], None],
     progress: Progress = SILENT,
     name: str = "Training",
 ) -> list[dict[str, Any]]:
@@ -295,31 +294,28 @@ def fit(
         folder: For checkpoints, logs and `best`.
         evaluation: Measures the student on validation data.
         seed: For dropout, the order of batches and the projections.
-        freeze: Called with the student before the optimiser is made.
-        save: Writes a student into a folder as its own loader reads it.
+        save: Writes the student as it is now into a folder, as its own loader reads it.
         progress: Drawn while it runs.
         name: What the progress is called.
 
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
-    precision = getattr(settings, "precision", "auto")
-    accumulation = getattr(settings, "gradient_accumulation", 1)
     batches = -(-len(encoded) // settings.batch_size)
-    steps = -(-batches // accumulation)
+    steps = -(-batches // settings.gradient_accumulation)
     total = max(1, round(steps * settings.epochs))
     on_gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=total,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * total),
         weight_decay=settings.weight_decay,
-        max_grad_norm=getattr(settings, "max_grad_norm", 1.0),
+        max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=use_bf16(precision, "cuda" if on_gpu else "cpu"),
+        bf16=use_bf16(settings.precision, "cuda" if on_gpu else "cpu"),
         use_cpu=not on_gpu,
         seed=seed,
         logging_steps=max(1, min(50, total // 40)),
@@ -331,17 +327,17 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
     )
-    if freeze is not None:
-        freeze(student)
+    if settings.freeze_embeddings:
+        freeze_embeddings(student)
     transformers.set_seed(seed)
     with progress.stage(name, total=total, unit="steps") as stage:
         rhythm = _Rhythm(
             folder,
             task.metric,
             max(1, steps),
-            getattr(settings, "checkpoint_seconds", 60.0),
+            settings.checkpoint_seconds,
             stage,
-            lambda path: save(student, path),
+            save,
         )
         trainer = DistillationTrainer(
             student, objective, teacher, encoded, tensor_collate(task, padding), args, evaluation, [rhythm]
