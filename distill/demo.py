@@ -59,7 +59,7 @@ epochs = 3
 card = "layers-4"
 
 [data]
-# Movie-review sentences rated above {threshold} (positive) or below -{threshold} (negative) on average, split by content.
+# Movie-review sentences rated above {threshold} (positive) or below -{threshold} (negative), split by content.
 train = {train}
 validation = {validation}
 test = {test}
