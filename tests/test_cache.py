@@ -156,6 +156,19 @@ def test_padding_may_stand_on_the_left(build, encoded):
         torch.testing.assert_close(block, features["scores.2"][row, :, :length, :length])
 
 
+def test_padding_may_stand_in_the_middle(build, encoded):
+    cached = build(BertTeacher())
+    batch = draw(encoded, [3, 40, 12])
+    length = batch["attention_mask"].shape[1]
+    apart = torch.cat([torch.arange(2), torch.arange(3, length + 1)])  # a hole after the second token
+    holed = {"example": batch["example"], "attention_mask": torch.zeros(3, length + 1, dtype=torch.long)}
+    holed["attention_mask"][:, apart] = batch["attention_mask"]
+    features, spread = cached.features(batch), cached.features(holed)
+    assert torch.equal(spread["hidden.2"][:, apart], features["hidden.2"])
+    assert torch.equal(spread["scores.2"][:, :, apart][..., apart], features["scores.2"])
+    assert not spread["hidden.2"][:, 2].any()
+
+
 def test_values_past_fp16_are_kept_in_fp32(build, encoded):
     live = BertTeacher()
     live.wrong = {("hidden.2", 120): 1e6}
@@ -198,6 +211,29 @@ def test_finished_work_is_not_done_again(build):
     build(live)
     build(live, batch_size=3)
     assert live.calls == 0
+
+
+def test_unfinished_work_is_not_finished_with_other_batches(build, encoded):
+    """In bf16 a sum depends on the batch: half a cache from one batch size and half from another is no one's result."""
+    live = BertTeacher()
+    live.wrong = {("logits", 140): float("nan")}
+    with pytest.raises(TeacherError, match="not finite"):
+        build(live)
+    live.wrong, live.calls = {}, 0
+    build(live, batch_size=16)
+    assert live.calls == 4
+
+
+def test_batches_are_of_like_length(build, encoded):
+    waste = []
+
+    class Watched(BertTeacher):
+        def features(self, batch):
+            waste.append(1 - batch["attention_mask"].float().mean().item())
+            return super().features(batch)
+
+    build(Watched(), shard_examples=60, batch_size=4)
+    assert sum(waste) / len(waste) < 0.1
 
 
 KILLED = """

@@ -57,6 +57,21 @@ def test_every_format_gives_the_same_rows(tmp_path, rows, train):
     assert load_table(tmp_path / "a.txt").to_dict() == {"text": columns["text"]}
 
 
+def test_saved_splits_are_found_by_their_usual_names(tmp_path, rows):
+    parts = {"train": rows[:150], "dev": rows[150:180], "unsupervised": rows[180:]}
+    made = {
+        name: datasets.Dataset.from_dict({"text": [t for t, _ in part], "label": [n for _, n in part]})
+        for name, part in parts.items()
+    }
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "all")
+    splits = load_splits(tmp_path / "all", validation=tmp_path / "all", unlabelled=[tmp_path / "all"])
+    assert [len(splits.train), len(splits.validation), len(splits.unlabelled)] == [150, 30, 20]
+    with pytest.raises(
+        DataError, match=r"all: has no split 'test'; splits are 'train', 'dev', 'unsupervised'\. Name one"
+    ):
+        load_table(tmp_path / "all", "test")
+
+
 def test_csv_fields_stay_the_text_that_was_written(tmp_path):
     """`NA` and `null` are words and `007` is no number: readers that guess types lose such rows without a word."""
     texts = ["NA", "null", "None", "007", "1.0", 'she said "no"', "two\nlines", "a,b", "x" * 200_000]
