@@ -66,9 +66,7 @@ def test_saved_splits_are_found_by_their_usual_names(tmp_path, rows):
     datasets.DatasetDict(made).save_to_disk(tmp_path / "all")
     splits = load_splits(tmp_path / "all", validation=tmp_path / "all", unlabelled=[tmp_path / "all"])
     assert [len(splits.train), len(splits.validation), len(splits.unlabelled)] == [150, 30, 20]
-    with pytest.raises(
-        DataError, match=r"all: has no split 'test'; splits are 'train', 'dev', 'unsupervised'\. Name one"
-    ):
+    with pytest.raises(DataError, match=r"all: has no split 'test'; splits are 'train', 'dev', 'unsupervised'\. Name"):
         load_table(tmp_path / "all", "test")
 
 
