@@ -206,7 +206,11 @@ def _write_data(archive: bytes, folder: Path) -> None:
 
 
 def _write_csv(path: Path, rows: Iterable[Rated]) -> None:
-    """Columns text, label and rating; rows without a label are left out."""
+    """Columns text, label and rating; rows without a label are left out.
+
+    The source has all positive sentences first. Here the order is that of a hash, so that any first rows hold both.
+    """
+    rows = sorted(rows, key=lambda row: (content_fraction(content_key(row.text), "order"), row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", "rating"])
