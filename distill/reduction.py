@@ -1,0 +1,366 @@
+"""A narrower student that answers like its teacher: every product is fitted to what the teacher does, in order.
+
+The student's states live in the teacher's principal directions (rotated, so that no coordinate is an outlier and int8
+has an even range). Going through the student from the embeddings up, each module is fitted by least squares on real
+text: what it reads is what the student really has there, what it should give is what the teacher gives there, in the
+student's coordinates. Errors of earlier modules are seen, and mended, by later ones.
+
+Attention keeps the most important heads (first-order importance), cut to the directions that matter for the scores
+where the student's are thinner; the feed-forward keeps the most important neurons.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill.errors import StudentError
+from distill.progress import SILENT, Progress
+from distill.shape import inner_width, part_of
+from distill.student import Student
+from distill.surgery import (
+    Batch,
+    Importance,
+    Layout,
+    evaluating,
+    inputs_of,
+    layers_of,
+    layout_of,
+    rank_units,
+    record_inputs,
+)
+
+_RIDGE = 1e-3  # of the inputs' mean square: how strongly a fit leans on its starting weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Which of a teacher layer's units a student layer has.
+
+    Attributes:
+        query: (teacher heads' width, student heads' width) map of queries; `key` and `value` likewise.
+        neurons: Indices of the kept feed-forward neurons.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    neurons: Tensor
+
+
+def carry_over(
+    teacher: PreTrainedModel,
+    student: Student,
+    batches: Sequence[Batch],
+    *,
+    importance: Importance | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Student:
+    """Fits a student of any smaller shape to its teacher, module by module, without gradients.
+
+    Args:
+        teacher: Same family and vocabulary as the student; left as it is.
+        student: As `build_student` made it; a new one is returned.
+        batches: A few hundred texts; labels are used by `rank_units` where they are given. The same few thousand
+            positions are held in memory in fp32, one layer of the teacher at a time.
+        importance: Of the teacher's units; None measures it on `batches`.
+        seed: Decides the rotation of the student's coordinates.
+        progress: Told about modules as they are fitted.
+
+    Raises:
+        StudentError: For another family, or one that surgery does not know.
+    """
+    if teacher.config.model_type != student.model.config.model_type:
+        raise StudentError(
+            f"a {student.model.config.model_type} student cannot be fitted to a {teacher.config.model_type} teacher",
+            where="student",
+            fix="Take a card of the teacher's own family.",
+        )
+    layout_of(teacher)
+    ranks = importance or rank_units(teacher, batches, progress=progress)
+    model = copy.deepcopy(student.model).eval()
+    total = len(student.layer_map) + 2
+    with (
+        evaluating(teacher),
+        torch.no_grad(),
+        progress.stage("Fitting the student", total=total, unit="parts") as stage,
+    ):
+        fit = _Fit(teacher, model, batches, student.layer_map, ranks, seed)
+        fit.embeddings()
+        stage.advance()
+        for number in range(len(student.layer_map)):
+            fit.layer(number)
+            stage.advance()
+        fit.head()
+        stage.advance()
+    names = tuple(name for name, _ in model.named_parameters())
+    said = f"every part fitted to the teacher on {sum(len(b['input_ids']) for b in batches)} texts"
+    return replace(student, model=model.train(), inherited=names, fresh=(), remarks=(said,))
+
+
+class _Fit:
+    """One student being fitted; see `carry_over` for the arguments."""
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        batches: Sequence[Batch],
+        layer_map: list[tuple[int, int]],
+        ranks: Importance,
+        seed: int,
+    ) -> None:
+        self.teacher, self.student, self.batches, self.ranks = teacher, student, batches, ranks
+        self.layout: Layout = layout_of(teacher)
+        self.theirs = [layers_of(teacher)[layer - 1] for _, layer in layer_map]
+        self.numbers = [layer - 1 for _, layer in layer_map]
+        self.mine = layers_of(student)
+        self.their_calls = _calls(teacher, self.theirs, batches)
+        self.my_calls: list[_Call] | None = None  # of the layer being fitted; None: the whole student is run
+        self.basis = self._directions(student.config.hidden_size, seed)
+
+    def embeddings(self) -> None:
+        """Tables in the student's coordinates, then the norm behind them."""
+        table_norm = _embedding_norm(self.student)
+        for name, parameter in self.student.named_parameters():
+            if part_of(self.student, name) == "embeddings" and parameter.dim() == 2:
+                values = self.teacher.get_parameter(name)
+                parameter.copy_(values @ self.basis if values.shape[1] == self.basis.shape[0] else values)
+        target = self._gather(self.teacher, {"h": _embedding_norm(self.teacher)})["h"] @ self.basis
+        self._fit_norm(table_norm, target)
+
+    def layer(self, number: int) -> None:
+        """One layer of the student, from what it reads to what it gives."""
+        names, theirs, mine = self.layout, self.theirs[number], self.mine[number]
+        get = theirs.get_submodule
+        taps = {name: get(getattr(names, name)) for name in Layout.__dataclass_fields__}
+        wanted = self._gather(self.teacher, taps, calls=self.their_calls[theirs])
+        self.my_calls = _calls(self.student, [mine], self.batches)[mine]
+        units = self._units(number, wanted["query"], wanted["key"], wanted["value"])
+        rotate, mapped = self.basis, {"query": units.query, "key": units.key, "value": units.value}
+        for name, unit_map in mapped.items():
+            product = _linear(mine, getattr(names, name))
+            prior = unit_map.T @ _linear(theirs, getattr(names, name)).weight @ rotate
+            self._fit_linear(product, wanted[name] @ unit_map, prior)
+        back = torch.linalg.pinv(units.value)  # (student heads' width, teacher heads' width)
+        out, down = _linear(theirs, names.out).weight, _linear(theirs, names.down).weight
+        up = _linear(theirs, names.up).weight
+        self._fit_linear(_linear(mine, names.out), wanted["out"] @ rotate, rotate.T @ out @ back.T)
+        self._fit_norm(mine.get_submodule(names.attention_norm), wanted["attention_norm"] @ rotate)
+        self._fit_linear(_linear(mine, names.up), wanted["up"][:, units.neurons], up[units.neurons] @ rotate)
+        self._fit_linear(_linear(mine, names.down), wanted["down"] @ rotate, rotate.T @ down[:, units.neurons])
+        self._fit_norm(mine.get_submodule(names.norm), wanted["norm"] @ rotate)
+        self.my_calls = None
+        del self.their_calls[theirs]
+
+    def head(self) -> None:
+        """The products of the head: inner ones keep the coordinates that the next one weighs most."""
+        theirs, mine = _head_products(self.teacher), _head_products(self.student)
+        columns = self.basis  # (teacher's width, student's width) of what the product reads
+        for place, (big, small) in enumerate(zip(theirs, mine, strict=True)):
+            wanted = self._gather(self.teacher, {"y": big})["y"]
+            rows = torch.arange(big.out_features)
+            if place + 1 < len(theirs):
+                strength = wanted.std(dim=0) * theirs[place + 1].weight.norm(dim=0)
+                rows = strength.topk(small.out_features).indices.sort().values
+            if small.out_features == len(rows):
+                self._fit_linear(small, wanted[:, rows], big.weight[rows] @ columns)
+            columns = torch.eye(big.out_features)[:, rows]
+
+    def _directions(self, width: int, seed: int) -> Tensor:
+        """(H, width) orthonormal: the principal directions of the teacher's states, rotated; identity at its width."""
+        full = self.teacher.config.hidden_size
+        if width == full:
+            return torch.eye(full)
+        gram = torch.zeros(full, full, dtype=torch.float64)
+        norms = [_embedding_norm(self.teacher), *(layer.get_submodule(self.layout.norm) for layer in self.theirs)]
+        gathered = self._gather(self.teacher, {str(number): norm for number, norm in enumerate(norms)})
+        for states in gathered.values():
+            moment = states.double().T @ states.double()
+            gram += moment / moment.trace()
+        directions = torch.linalg.eigh(gram).eigenvectors[:, -width:].float()
+        generator = torch.Generator().manual_seed(seed)
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+        return directions @ rotation
+
+    def _units(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> _Units:
+        """Heads and neurons of one layer, by importance."""
+        layer = self.numbers[number]
+        theirs, mine = self.teacher.config, self.student.config
+        neurons = self.ranks.neurons[layer].topk(min(inner_width(mine), inner_width(theirs))).indices.sort().values
+        if len(neurons) < inner_width(mine):
+            raise StudentError(
+                f"intermediate_size {inner_width(mine)} is wider than the teacher's {inner_width(theirs)}",
+                where="student",
+                fix=f"Set student.intermediate_size to at most {inner_width(theirs)}.",
+            )
+        heads, many = int(theirs.num_attention_heads), int(mine.num_attention_heads)
+        wide, thin = theirs.hidden_size // heads, mine.hidden_size // many
+        order = self.ranks.heads[layer].argsort(descending=True).tolist()
+        together = max(thin // wide, 1)  # teacher heads that share one of the student's
+        groups = [sorted(order[: many * together])[at::many] for at in range(many)]
+        maps = [torch.zeros(heads * wide, many * thin) for _ in range(3)]
+        for slot, group in enumerate(groups):
+            for place, head in enumerate(group):
+                rows = slice(head * wide, (head + 1) * wide)
+                width = min(wide, thin)
+                begin = slot * thin + place * wide
+                cut = _thin_head(query[:, rows], key[:, rows], value[:, rows], width)
+                for whole, part in zip(maps, cut, strict=True):
+                    whole[rows, begin : begin + width] = part
+        if thin < wide:
+            maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own, smaller width
+        return _Units(maps[0], maps[1], maps[2], neurons)
+
+    def _fit_linear(self, product: nn.Linear, target: Tensor, prior: Tensor) -> None:
+        """Ridge regression of `target` on what the product reads now, leaning on `prior`."""
+        inputs = self._gather(self.student, {"x": product}, read=True, calls=self.my_calls)["x"].double()
+        mean_x, mean_y = inputs.mean(0), target.double().mean(0)
+        centred = inputs - mean_x
+        left = target.double() - mean_y - centred @ prior.double().T
+        gram = centred.T @ centred
+        gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + 1e-12)
+        weight = prior.double() + torch.linalg.solve(gram, centred.T @ left).T
+        product.weight.copy_(weight)
+        if product.bias is not None:
+            product.bias.copy_(mean_y - weight @ mean_x)
+
+    def _fit_norm(self, norm: nn.Module, target: Tensor) -> None:
+        """Scale and shift of each coordinate, by least squares on the normalised input."""
+        inputs = self._gather(self.student, {"x": norm}, read=True, calls=self.my_calls)["x"]
+        normal = nn.functional.layer_norm(inputs, inputs.shape[-1:], eps=float(norm.eps))  # type: ignore[arg-type]
+        spread, aim = normal - normal.mean(0), target - target.mean(0)
+        scale = (spread * aim).sum(0) / spread.square().sum(0).clamp_min(1e-12)
+        norm.get_parameter("weight").copy_(scale)
+        norm.get_parameter("bias").copy_(target.mean(0) - scale * normal.mean(0))
+
+    def _gather(
+        self,
+        model: PreTrainedModel,
+        modules: dict[str, nn.Module],
+        *,
+        read: bool = False,
+        calls: list[_Call] | None = None,
+    ) -> dict[str, Tensor]:
+        """What modules give, or read, at every position that is no padding: (positions, width) each.
+
+        With `calls` a single layer is run on what it was called with, rather than the whole model.
+        """
+        found: dict[str, list[Tensor]] = {name: [] for name in modules}
+        for number, batch in enumerate(self.batches):
+            with _record(modules.values(), read=read) as seen:
+                if calls is None:
+                    model(**inputs_of(model, batch))
+                else:
+                    calls[number].again()
+            real = batch["attention_mask"].bool()
+            for name, module in modules.items():
+                values = seen[module].float().cpu()
+                found[name].append(values[real] if values.shape[:2] == real.shape and values.dim() == 3 else values)
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a layer, to be made again."""
+
+    layer: nn.Module
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def again(self) -> None:
+        """Runs the layer as it was run."""
+        self.layer(*self.arguments, **self.named)
+
+
+class _ReachedError(Exception):
+    """The last layer in question has been called; the rest of the model need not run."""
+
+
+def _calls(
+    model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch]
+) -> dict[nn.Module, list[_Call]]:
+    """How each layer is called, batch by batch, in one pass that stops at the last of them."""
+    found: dict[nn.Module, list[_Call]] = {layer: [] for layer in layers}
+
+    def remember(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found[module].append(_Call(module, arguments, named))
+        if module is layers[-1]:
+            raise _ReachedError
+
+    handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in found]
+    try:
+        for batch in batches:
+            with suppress(_ReachedError), torch.no_grad():
+                model(**inputs_of(model, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextmanager
+def _record(modules: Iterable[nn.Module], *, read: bool) -> Iterator[dict[nn.Module, Tensor]]:
+    """What modules read, or give, in their latest call."""
+    chosen = list(modules)
+    if read:
+        with record_inputs(chosen) as seen:
+            yield seen
+        return
+    given: dict[nn.Module, Tensor] = {}
+    handles = [m.register_forward_hook(lambda module, _, output: given.__setitem__(module, output)) for m in chosen]
+    try:
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _thin_head(query: Tensor, key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps (d, width) of one head that keep q . k and v best; identities where nothing is cut.
+
+    With Q = Uq Sq Vq' and K = Uk Sk Vk', the scores' best low rank is that of (Sq Vq')(Vk Sk).
+    """
+    if width == query.shape[1]:
+        return torch.eye(width), torch.eye(width), torch.eye(width)
+    _, size_q, turn_q = torch.linalg.svd(query.double(), full_matrices=False)
+    _, size_k, turn_k = torch.linalg.svd(key.double(), full_matrices=False)
+    left, size, right = torch.linalg.svd(size_q[:, None] * (turn_q @ turn_k.T) * size_k)
+    root = size[:width].sqrt()
+    map_q = (turn_q.T / size_q.clamp_min(1e-9)) @ (left[:, :width] * root)
+    map_k = (turn_k.T / size_k.clamp_min(1e-9)) @ (right[:width].T * root)
+    map_v = torch.linalg.svd(value.double(), full_matrices=False)[2][:width].T
+    return map_q.float(), map_k.float(), map_v.float()
+
+
+def _linear(layer: nn.Module, name: str) -> nn.Linear:
+    module = layer.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{name} is {type(module).__name__}, not Linear")
+    return module
+
+
+def _embedding_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm behind the embedding tables."""
+    return next(
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and part_of(model, f"{name}.weight") == "embeddings"
+    )
+
+
+def _head_products(model: PreTrainedModel) -> list[nn.Linear]:
+    """The products between the last layer and the logits, in the order they are built."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and part_of(model, f"{name}.weight") == "head"
+    ]
