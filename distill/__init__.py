@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.bench import bench
     from distill.errors import DistillError
     from distill.export.runtime import Bundle
     from distill.pipeline import compress, finetune
@@ -27,7 +26,6 @@ _HOMES = {
     "DistillError": "distill.errors",
     "DistillationTrainer": "distill.training",
     "Recipe": "distill.recipe",
-    "bench": "distill.bench",
     "compress": "distill.pipeline",
     "finetune": "distill.pipeline",
 }
@@ -38,7 +36,6 @@ __all__ = [
     "DistillationTrainer",
     "Recipe",
     "__version__",
-    "bench",
     "compress",
     "finetune",
 ]

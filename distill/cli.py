@@ -205,6 +205,8 @@ def bench(
             progress=display,
         )
     _print_table("", *report.table())
+    for note in report.notes():
+        typer.echo(note)
     if out:
         write_json(out, report.to_json())
 

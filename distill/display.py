@@ -126,7 +126,7 @@ def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for number, column in enumerate(columns):
         cells = [row[number] for row in rows if row[number]]
         numeric = bool(cells) and all(cell.strip()[:1].isdigit() or cell.strip()[:1] in "-+." for cell in cells)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         table.add_row(*[escape(cell) for cell in row])
     return table

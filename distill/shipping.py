@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,13 +15,13 @@ import numpy as np
 from distill.bench import bench as measure_latency
 from distill.errors import ExportError
 from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
-from distill.export.bundle import write_bundle
+from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.parity import check_parity
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
 from distill.export.verify import verify_bundle
-from distill.files import read_json, write_json
+from distill.files import write_json
 from distill.machine import describe_machine
 from distill.report import write_report
 from distill.run import Run, texts_of
@@ -89,8 +91,8 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str
 def _quantize(run: Run, source: Path, path: Path) -> dict[str, Any]:
     with run.progress.stage("Quantising to int8"):
         sizes = quantize_dynamic_int8(source, path, target=run.recipe.export.target, metadata=_metadata(run))
-    facts = _check(run, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=None)
-    return {**facts, "bytes_by_component": dict(sizes.bytes_by_component)}
+    facts = _check(run, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=math.inf)
+    return {**facts, "components": [asdict(component) for component in sizes.components]}
 
 
 def _inputs(run: Run) -> list[str]:
@@ -98,14 +100,14 @@ def _inputs(run: Run) -> list[str]:
             or name in run.transfer.ragged]  # fmt: skip
 
 
-def _check(run: Run, reference: Any, candidate: Any, step: str, *, tolerance: float | None) -> dict[str, Any]:
+def _check(run: Run, reference: Any, candidate: Any, step: str, *, tolerance: float) -> dict[str, Any]:
     task, padding = run.task, run.teacher.padding
     report = check_parity(reference, candidate, sample_batches(run), step=step, tolerance=tolerance)
     name = f"Checking the {step}"
     whole = evaluate(candidate, run.validation, task, padding, progress=run.progress, name=name)
     before = evaluate(reference, run.validation, task, padding)
     return {
-        **report.to_json(),
+        **report.as_dict(),
         "metric": whole.metrics[task.metric],
         "metric_before": before.metrics[task.metric],
         "agreement": agreement(before, whole),
@@ -127,27 +129,24 @@ def bundle(run: Run) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         models = _models(run)
-        metrics = {role: facts["metrics"] for role, facts in models.items()}
-        export_facts = run.ledger.facts("export") or {}
-        texts = [*_golden(run)]
-        config = read_json(run.folder / "student" / "config.json") or {}
         with run.progress.stage("Writing the bundle"):
             write_bundle(
                 folder,
-                name=run.recipe.name,
-                task=run.task.name,
-                labels=run.teacher.labels,
-                max_length=run.recipe.data.max_length,
-                fp32_onnx=files / "student.onnx",
-                int8_onnx=files / "student-int8.onnx",
-                tokenizer_folder=run.folder / "student",
-                config=config,
-                golden_texts=texts,
-                metrics=metrics,
-                verification={"steps": export_facts.get("verification", [])},
-                recipe_toml=run.recipe.to_toml(),
-                recipe_hash=run.recipe.fingerprint(),
-                versions=versions(),
+                Contents(
+                    name=run.recipe.name,
+                    task=run.task.name,
+                    labels=run.teacher.labels,
+                    max_length=run.recipe.data.max_length,
+                    fp32_onnx=files / "student.onnx",
+                    int8_onnx=files / "student-int8.onnx",
+                    model_folder=run.folder / "student",
+                    golden_texts=_golden(run),
+                    metrics={role: _without_rows(facts) for role, facts in models.items()},
+                    verification=(run.ledger.facts("export") or {})["verification"],
+                    recipe_toml=run.recipe.to_toml(),
+                    versions=versions(),
+                    data_source=run.recipe.data.train,
+                ),
             )
             verdict = verify_bundle(folder)
         if not verdict.ok:
@@ -160,6 +159,10 @@ def bundle(run: Run) -> dict[str, Any]:
 
     inputs = {"export": run.ledger.facts("export"), "evaluate": run.ledger.facts("evaluate")}
     return run.ledger.once("bundle", inputs, work, makes=[folder / "MANIFEST.json"])
+
+
+def _without_rows(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "disagreements"}
 
 
 def _golden(run: Run) -> list[Any]:
@@ -206,13 +209,13 @@ def _models(run: Run) -> dict[str, Any]:
 def bench(run: Run) -> dict[str, Any]:
     """Measures teacher and student files side by side, interleaved, in one run."""
     files = run.work / "onnx"
-    settings = run.recipe.bench
+    settings, longest = run.recipe.bench, run.recipe.data.max_length
     targets = [files / "teacher.onnx", files / "student.onnx", run.folder / "bundle" / "onnx" / "model_quantized.onnx"]
 
     def work() -> dict[str, Any]:
         report = measure_latency(
             targets,
-            lengths=settings.lengths,
+            lengths=[n for n in settings.lengths if n <= longest] or [longest],
             batches=settings.batches,
             threads=settings.threads,
             runs=settings.runs,
@@ -220,6 +223,8 @@ def bench(run: Run) -> dict[str, Any]:
         )
         columns, rows = report.table()
         run.progress.table("Latency", columns, rows)
+        for note in report.notes():
+            run.progress.say(note)
         return {"report": report.to_json()}
 
     inputs = {"bundle": run.ledger.facts("bundle"), "bench": settings.model_dump(mode="json")}
@@ -285,13 +290,22 @@ ROLES = {
 }
 
 
+BENCHED = ("teacher-onnx", "student-onnx", "student-int8")
+"""Roles of the files that are benchmarked, in order."""
+
+
 def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for role, (name, form) in ROLES.items():
         if role in facts["bundle"]["models"]:
-            known = {key: value for key, value in facts["bundle"]["models"][role].items() if key != "disagreements"}
-            rows.append({"role": role, "name": name, "format": form, **known})
+            rows.append({"role": role, "name": name, "format": form, **_without_rows(facts["bundle"]["models"][role])})
     teacher = {**rows[0], "role": "teacher-onnx", "name": "Teacher", "format": "ONNX fp32"}
     rows.insert(1, {**teacher, "bytes": facts["export"]["bytes"]["teacher"]})
-    timed = dict(zip(("teacher-onnx", "student-onnx", "student-int8"), facts["bench"]["latency"], strict=True))
+    report = facts["bench"]["report"]
+    roles = dict(zip([target["name"] for target in report["targets"]], BENCHED, strict=True))
+    timed: dict[str, dict[str, Any]] = {}
+    for cell in report["cells"]:
+        if (cell["batch"], cell["threads"]) == (report["cells"][0]["batch"], report["cells"][0]["threads"]):
+            percentiles = {key: cell[key] for key in ("p50", "p90", "p99")}
+            timed.setdefault(roles[cell["target"]], {})[str(cell["length"])] = percentiles
     return [{**row, "latency_ms": timed.get(row["role"])} for row in rows]

@@ -212,9 +212,6 @@ def _check(model: Any) -> None:
             where="export",
             fix="Call model.float() first: the graph is traced in fp32.",
         )
-    places = {parameter.device.type for parameter in model.parameters()}
-    if places - {"cpu"}:
-        raise ExportError(f"the model is on {', '.join(sorted(places))}", where="export", fix="Call model.cpu() first.")
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if size > SINGLE_FILE_BYTES:
         raise ExportError(
@@ -222,6 +219,9 @@ def _check(model: Any) -> None:
             where="export",
             fix="Choose a smaller student.",
         )
+    places = {parameter.device.type for parameter in model.parameters()}
+    if places - {"cpu"}:
+        raise ExportError(f"the model is on {', '.join(sorted(places))}", where="export", fix="Call model.cpu() first.")
 
 
 def _sample(model: Any, names: tuple[str, ...]) -> tuple[Tensor, ...]:

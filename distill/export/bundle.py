@@ -1,0 +1,127 @@
+"""The folder that ships: everything an app needs, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill.errors import BundleError
+from distill.export.modelcard import model_card
+from distill.export.runtime import QUANTIZED, Bundle, Text
+from distill.files import replace_folder, sha256_file, write_json, write_text
+
+FULL = "onnx/model.onnx"
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle.
+
+    Attributes:
+        name: What it is called.
+        task: Key of the tasks.
+        labels: By class number.
+        max_length: Tokens at most.
+        fp32_onnx: The full-precision file.
+        int8_onnx: The file that ships to apps.
+        model_folder: Has `config.json` and the tokenizer's files.
+        golden_texts: Texts whose ids and answers are kept as a proof.
+        metrics: By role (teacher, student, student-int8 ...): metrics, retention, agreement, bytes.
+        verification: What was checked when the files were made.
+        recipe_toml: The resolved recipe.
+        versions: Of the libraries that made it.
+        data_source: Where the training data came from, for the model card.
+    """
+
+    name: str
+    task: str
+    labels: Sequence[str]
+    max_length: int
+    fp32_onnx: Path
+    int8_onnx: Path
+    model_folder: Path
+    golden_texts: Sequence[Text]
+    metrics: Mapping[str, Any]
+    verification: Sequence[Mapping[str, Any]]
+    recipe_toml: str
+    versions: Mapping[str, str]
+    data_source: str = ""
+
+
+def write_bundle(folder: Path, contents: Contents) -> None:
+    """Assembles a bundle beside `folder` and puts it in its place.
+
+    Raises:
+        BundleError: A file it needs is missing.
+        OutputError: The disk is full.
+    """
+    replace_folder(folder, lambda new: _fill(new, contents))
+
+
+def _fill(folder: Path, contents: Contents) -> None:
+    (folder / "onnx").mkdir()
+    shutil.copyfile(contents.fp32_onnx, folder / FULL)
+    shutil.copyfile(contents.int8_onnx, folder / QUANTIZED)
+    for name in ("config.json", *TOKENIZER_FILES):
+        source = contents.model_folder / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+        elif name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            raise BundleError(f"{name} is missing", where=str(contents.model_folder), fix="Train the student again.")
+    write_text(folder / "recipe.toml", contents.recipe_toml)
+    bundle = Bundle.load(folder)
+    lines = [json.dumps(line, ensure_ascii=False) for line in golden_vectors(bundle, contents.golden_texts)]
+    write_text(folder / "golden.jsonl", "\n".join(lines) + "\n")
+    manifest = _manifest(folder, contents)
+    write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs))
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """What the shipped file says of each text, asked one by one: text, ids and probabilities by class number."""
+    vectors = []
+    for text in texts:
+        row = bundle.encode([text])[0]
+        outputs = bundle.model.predict(bundle.pad([row]))
+        pair = {} if isinstance(text, str) else {"text_pair": text[1]}
+        vectors.append(
+            {
+                "text": text if isinstance(text, str) else text[0],
+                **pair,
+                "ids": list(row["input_ids"]),
+                "probabilities": [float(value) for value in outputs["probabilities"][0]],
+            }
+        )
+    return vectors
+
+
+def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
+    sizes = {"fp32": (folder / FULL).stat().st_size, "int8": (folder / QUANTIZED).stat().st_size}
+    return {
+        "format": FORMAT,
+        "name": contents.name,
+        "task": contents.task,
+        "labels": list(contents.labels),
+        "max_length": contents.max_length,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "distill": distill.__version__,
+        "versions": dict(contents.versions),
+        "data": contents.data_source,
+        "onnx_bytes": sizes,
+        "metrics": dict(contents.metrics),
+        "verification": [dict(step) for step in contents.verification],
+    }

@@ -1,0 +1,112 @@
+"""The bundle's README: a model card with measured numbers, and how to call the file from an app."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PIPELINES = {"text-classification": "text-classification"}
+"""Task to the hub's `pipeline_tag`."""
+
+ROLES = {
+    "teacher": "Teacher, PyTorch fp32",
+    "baseline": "Same student without a teacher, PyTorch fp32",
+    "student": "Student, PyTorch fp32",
+    "student-onnx": "Student, ONNX fp32",
+    "student-int8": "**Student, ONNX int8 (ships)**",
+}
+
+
+def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """Markdown with the hub's front matter.
+
+    Args:
+        manifest: The bundle's, without its files.
+        inputs: Names that the int8 graph is fed.
+        outputs: Names that it returns.
+    """
+    labels = list(manifest["labels"])
+    front = [
+        "---",
+        f"pipeline_tag: {PIPELINES[manifest['task']]}",
+        "library_name: transformers.js",
+        "tags: [onnx, int8, knowledge-distillation, distill]",
+        "---",
+    ]
+    shown = ", ".join(f"`{_plain(label)}`" for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
+    megabytes = manifest["onnx_bytes"]["int8"] / 1e6
+    text = f"""
+# {_plain(manifest["name"])}
+
+A distilled {manifest["task"]} model: `onnx/model_quantized.onnx`, int8, {megabytes:.1f} MB, for CPUs. It reads at most
+{manifest["max_length"]} tokens and answers with {len(labels)} labels: {shown}.
+
+## Measured
+
+On the test data, each number measured on the file or model named.
+
+{_table(manifest["metrics"])}
+
+## Use
+
+Python, without torch (`pip install distill`):
+
+```python
+from distill import Bundle
+
+bundle = Bundle.load("PATH/TO/THIS/FOLDER")
+print(bundle("a text").label)
+```
+
+JavaScript, in Node or a browser (`npm install @huggingface/transformers`):
+
+```javascript
+import {{ env, pipeline }} from "@huggingface/transformers";
+
+env.allowRemoteModels = false;
+env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
+const classify = await pipeline("text-classification", "THIS-FOLDER", {{ dtype: "q8" }});
+console.log(await classify("a text"));
+```
+
+Any ONNX Runtime (Android, iOS, C++): feed {_names(inputs)} as int64 of shape (batch, length), made by `tokenizer.json`;
+read {_names(outputs)} as float32 of shape (batch, {len(labels)}). Classes in order: `{json.dumps(labels, ensure_ascii=False)}`.
+
+## Check
+
+```sh
+distill verify PATH/TO/THIS/FOLDER
+```
+
+compares checksums, labels, tokens and the {"golden answers in `golden.jsonl`"} with what was shipped.
+"""
+    return "\n".join(front) + "\n" + text
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    names = list(next(iter(metrics.values()))["metrics"]) if metrics else []
+    lines = [
+        f"| model | {' | '.join(names)} | of the teacher's | same answer as the teacher | MB |",
+        f"|---|{'---:|' * len(names)}---:|---:|---:|",
+    ]
+    for role, title in ROLES.items():
+        if role in metrics:
+            facts = metrics[role]
+            numbers = " | ".join(f"{facts['metrics'][name]:.4f}" for name in names)
+            kept, same = _percent(facts.get("retention")), _percent(facts.get("agreement"))
+            lines.append(f"| {title} | {numbers} | {kept} | {same} | {facts['bytes'] / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1%}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _plain(text: str) -> str:
+    """A name that cannot break out of its place: Markdown readers render HTML, backticks end code."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'").replace("\n", " ")

@@ -1,0 +1,244 @@
+"""Text in, label out: the shipped bundle without torch.
+
+    bundle = Bundle.load("runs/demo/bundle")
+    bundle("a fine film").label
+
+Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors`: the base install runs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from distill.errors import BundleError
+
+Array = np.ndarray
+Text = str | tuple[str, str]
+"""A text, or a pair of them."""
+
+QUANTIZED = "onnx/model_quantized.onnx"
+STREAM = 256
+"""Texts held at a time when streaming: enough to sort by length, little enough to forget."""
+
+
+class OnnxModel:
+    """An ONNX file in ONNX Runtime: NumPy in, NumPy out.
+
+    Args:
+        path: One file; one that points to data outside itself is refused.
+        threads: Threads of a call. One is fastest for a short sentence on most phones.
+
+    Raises:
+        BundleError: The file is missing, broken, or not alone.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise BundleError("there is no such file", where=str(path), fix="Copy the whole bundle again.")
+        refuse_external_data(self.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if threads == 1:  # nothing to spin for: an idle app should not hold a core
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own, one a status code
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(
+                f"ONNX Runtime cannot load it ({reason})", where=str(path), fix="Copy the whole bundle again."
+            ) from None
+        self.inputs = tuple(value.name for value in self.session.get_inputs())
+        self.outputs = tuple(value.name for value in self.session.get_outputs())
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+
+    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Every output for a batch; of the batch, what the graph reads is used.
+
+        Args:
+            batch: `input_ids`, `attention_mask`, [`token_type_ids`], (B, L) int64 each.
+        """
+        values = self.session.run(None, {name: batch[name] for name in self.inputs})
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def refuse_external_data(path: Path) -> None:
+    """Refuses an ONNX file that keeps weights in another file: that file could be any on this machine.
+
+    In protobuf a TensorProto names its file by an entry whose key is `location`: field 1 (tag 0x0A), 8 bytes.
+
+    Raises:
+        BundleError: The file points outside itself.
+    """
+    if b"\x0a\x08location\x12" in path.read_bytes():
+        raise BundleError(
+            "it keeps weights outside itself", where=str(path), fix="Use a bundle whose ONNX files are single files."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a classifier says of one text.
+
+    Attributes:
+        label: The most probable label.
+        probability: Of that label, in [0, 1].
+        probabilities: Of every label.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"label": self.label, "probability": self.probability, "probabilities": self.probabilities}
+
+
+def classify(outputs: Mapping[str, Array], labels: Sequence[str]) -> list[Prediction]:
+    """One prediction a row of `probabilities` (B, C)."""
+    return [
+        Prediction(labels[int(row.argmax())], float(row.max()), dict(zip(labels, map(float, row), strict=True)))
+        for row in outputs["probabilities"]
+    ]
+
+
+HEADS: dict[str, Callable[[Mapping[str, Array], Sequence[str]], list[Prediction]]] = {
+    "text-classification": classify,
+}
+"""By task: from the graph's outputs to what an app wants."""
+
+
+class Bundle:
+    """A shipped bundle. `Bundle.load(folder)` opens one.
+
+    Args:
+        model: The graph; its metadata names task, labels and maximum length.
+        tokenizer: As the bundle has it.
+        padding: Values that fill short rows, by input.
+        folder: Where it came from, for errors.
+    """
+
+    def __init__(self, model: OnnxModel, tokenizer: Tokenizer, padding: Mapping[str, int], folder: Path) -> None:
+        self.model, self.folder = model, folder
+        try:
+            self.task = model.metadata["distill.task"]
+            self.labels: list[str] = json.loads(model.metadata["distill.labels"])
+            self.max_length = int(model.metadata["distill.max_length"])
+            self._head = HEADS[self.task]
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"its metadata has no usable {error}", where=str(model.path), fix="Export it again with distill."
+            ) from None
+        self._padding = padding
+        self._tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_length)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, file: str | None = None, threads: int = 1) -> Bundle:
+        """Opens a bundle.
+
+        Args:
+            folder: With `tokenizer.json`, `config.json` and `onnx/`.
+            file: ONNX file inside the folder; the int8 one when None.
+            threads: Threads of a call.
+
+        Raises:
+            BundleError: Something is missing, broken, contradicts itself, or points outside the folder.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise BundleError("there is no such folder", where=str(folder), fix="Name the folder of a bundle.")
+        model = OnnxModel(inside(folder, file or QUANTIZED), threads=threads)
+        path = inside(folder, "tokenizer.json")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(
+                f"cannot be read ({reason})", where=str(path), fix="Copy the whole bundle again."
+            ) from None
+        config = json.loads(inside(folder, "config.json").read_text(encoding="utf-8"))
+        padding = {"input_ids": int(config.get("pad_token_id") or 0)}
+        bundle = cls(model, tokenizer, padding, folder)
+        named = [config["id2label"][key] for key in sorted(config.get("id2label", {}), key=int)]
+        if named != bundle.labels:
+            raise BundleError(
+                f"labels {named[:4]} in config.json are not the graph's {bundle.labels[:4]}",
+                where=str(folder),
+                fix="The files belong to different exports: copy the whole bundle again.",
+            )
+        return bundle
+
+    def __call__(self, text: str, pair: str | None = None) -> Prediction:
+        """The prediction for one text or one pair."""
+        return self.predict([text if pair is None else (text, pair)])[0]
+
+    def predict(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[Prediction]:
+        """One prediction a text, in order. Texts of like length share a batch, so little is spent on padding.
+
+        Args:
+            texts: Strings, or tuples of two. An empty string is asked like any other; longer ones lose their end.
+            batch_size: Texts a call.
+        """
+        encoded = self.encode(texts)
+        order = sorted(range(len(texts)), key=lambda row: len(encoded[row]["input_ids"]))
+        found: dict[int, Prediction] = {}
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            outputs = self.model.predict(self.pad([encoded[row] for row in rows]))
+            found.update(zip(rows, self._head(outputs, self.labels), strict=True))
+        return [found[row] for row in range(len(texts))]
+
+    def stream(self, texts: Iterable[Text], *, batch_size: int = 32) -> Iterator[Prediction]:
+        """Predictions in order for any number of texts, holding a few hundred at a time."""
+        waiting = iter(texts)
+        while chunk := list(islice(waiting, STREAM)):
+            yield from self.predict(chunk, batch_size=batch_size)
+
+    def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
+        """Token ids and token types of each text, special tokens included, cut to the maximum length."""
+        return [
+            {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
+            for encoding in self._tokenizer.encode_batch(list(texts))
+        ]
+
+    def pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Array]:
+        """Rows of ids to `input_ids`, `attention_mask` and `token_type_ids`, (B, L) int64 each."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            name: np.full((len(rows), longest), self._padding.get(name, 0), np.int64)
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+        }
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][index, :length] = row["input_ids"]
+            batch["token_type_ids"][index, :length] = row["token_type_ids"]
+            batch["attention_mask"][index, :length] = 1
+        return batch
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of the bundle.
+
+    Raises:
+        BundleError: It is missing, or lies outside the folder, by `..`, an absolute path or a link.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{name} lies outside the bundle", where=str(folder), fix="Name a file inside the folder.")
+    if not path.is_file():
+        raise BundleError(f"{name} is missing", where=str(folder), fix="Copy the whole bundle again.")
+    return path

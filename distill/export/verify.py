@@ -1,0 +1,154 @@
+"""Is this bundle what was shipped, and does it answer as it did? Asked on whatever machine it now is; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import BundleError, VerificationError
+from distill.export.bundle import FORMAT, FULL, MANIFEST, golden_vectors
+from distill.export.runtime import QUANTIZED, Bundle, inside, refuse_external_data
+from distill.files import sha256_file
+from distill.machine import describe_machine
+
+TOLERANCE = 0.02
+"""Largest difference of a probability. Dynamic int8 rounds activations by their own range, which other instruction sets
+compute with other last bits; a changed weight or tokenizer moves probabilities far more."""
+
+
+@dataclass
+class Verification:
+    """The verdict.
+
+    Attributes:
+        folder: Of the bundle.
+        checks: By name, whether it holds and in what detail.
+        facts: Largest differences and the like.
+    """
+
+    folder: Path
+    checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Every check holds."""
+        return bool(self.checks) and all(holds for holds, _ in self.checks.values())
+
+    def rows(self) -> list[list[str]]:
+        """For a table: check, verdict, detail."""
+        return [[name, "ok" if holds else "FAILED", detail] for name, (holds, detail) in self.checks.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict with the machine it was reached on."""
+        checks = {name: {"ok": holds, "detail": detail} for name, (holds, detail) in self.checks.items()}
+        return {"ok": self.ok, "checks": checks, "facts": self.facts, "machine": describe_machine()}
+
+    def error(self) -> VerificationError:
+        """The failed checks as one line."""
+        failed = "; ".join(f"{name}: {detail}" for name, (holds, detail) in self.checks.items() if not holds)
+        return VerificationError(failed, where=str(self.folder), fix="Copy or export the bundle again.")
+
+
+def verify_bundle(folder: str | Path, *, tolerance: float = TOLERANCE) -> Verification:
+    """Checks checksums, single files, labels, tokenizer and golden vectors.
+
+    Args:
+        folder: The bundle.
+        tolerance: Largest difference of a golden probability that is let pass.
+
+    Returns:
+        A verdict that names every check; the ones after a failed checksum of the files they need are still made.
+
+    Raises:
+        BundleError: The folder is no bundle at all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError("there is no such folder", where=str(folder), fix="Name the folder of a bundle.")
+    manifest = _read_manifest(folder)
+    verdict = Verification(folder)
+    _check(verdict, "files", lambda: _files(folder, manifest))
+    _check(verdict, "single files", lambda: _single_files(folder))
+    for file in (QUANTIZED, FULL):
+        name = file.rsplit("/", 1)[1]
+        _check(verdict, f"{name} loads", lambda file=file: _labels(Bundle.load(folder, file=file), manifest))  # type: ignore[misc]
+    if verdict.checks["model_quantized.onnx loads"][0]:
+        _check(verdict, "golden vectors", lambda: _golden(Bundle.load(folder), verdict.facts, tolerance))
+    return verdict
+
+
+def _check(verdict: Verification, name: str, check: Callable[[], str]) -> None:
+    """Records what `check` says, or why it failed."""
+    try:
+        verdict.checks[name] = (True, check())
+    except (BundleError, VerificationError) as error:
+        verdict.checks[name] = (False, error.what if error.where == str(verdict.folder) else str(error))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(inside(folder, MANIFEST).read_text(encoding="utf-8"))
+        known = manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        raise BundleError(f"{MANIFEST} cannot be read", where=str(folder), fix="Copy the whole bundle again.") from None
+    if known != FORMAT:
+        raise BundleError(
+            f"{MANIFEST} has format {known!r}, this version of distill reads {FORMAT}",
+            where=str(folder),
+            fix="Upgrade distill, or export the bundle again.",
+        )
+    return dict(manifest)
+
+
+def _files(folder: Path, manifest: dict[str, Any]) -> str:
+    expected: dict[str, Any] = manifest["files"]
+    for name, facts in expected.items():
+        path = inside(folder, name)
+        if path.is_symlink():
+            raise BundleError(f"{name} is a link", where=str(folder), fix="Copy the whole bundle again.")
+        if sha256_file(path) != facts["sha256"]:
+            raise BundleError(f"{name} has changed since it was shipped", where=str(folder))
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    extra = sorted(found - set(expected) - {MANIFEST})
+    if extra:
+        raise BundleError(f"{', '.join(extra[:4])} did not ship with it", where=str(folder))
+    return f"{len(expected)} files as shipped"
+
+
+def _single_files(folder: Path) -> str:
+    for name in (QUANTIZED, FULL):
+        refuse_external_data(inside(folder, name))
+    return "no ONNX file points outside itself"
+
+
+def _labels(bundle: Bundle, manifest: dict[str, Any]) -> str:
+    if bundle.labels != manifest["labels"]:
+        raise BundleError(
+            f"the graph's labels {bundle.labels[:4]} are not the manifest's {manifest['labels'][:4]}",
+            where=str(bundle.folder),
+        )
+    return f"{len(bundle.labels)} labels, at most {bundle.max_length} tokens"
+
+
+def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
+    lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [json.loads(line) for line in lines]
+    texts = [(line["text"], line["text_pair"]) if "text_pair" in line else line["text"] for line in kept]
+    worst, flips = 0.0, 0
+    for number, (then, now) in enumerate(zip(kept, golden_vectors(bundle, texts), strict=True), start=1):
+        if then["ids"] != now["ids"]:
+            raise VerificationError(f"golden.jsonl:{number} is now split into other tokens", where=str(bundle.folder))
+        old, new = then["probabilities"], now["probabilities"]
+        worst = max(worst, *(abs(a - b) for a, b in zip(old, new, strict=True)))
+        flips += old.index(max(old)) != new.index(max(new))
+    facts.update(golden=len(kept), golden_max_difference=worst, golden_flips=flips)
+    if worst > tolerance or flips:
+        raise VerificationError(
+            f"golden probabilities differ by up to {worst:.4f} (allowed {tolerance}), {flips} of {len(kept)} labels flip",
+            where=str(bundle.folder),
+        )
+    return f"{len(kept)} texts: same tokens, same labels, probabilities within {worst:.1e}"

@@ -1,0 +1,166 @@
+"""Every pass alone, all of them, and any of them in any order: what the graph computes stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx_ir.passes.common import ShapeInferencePass
+
+from distill.export.passes import DEFAULT, Pass, apply_passes
+from distill.export.passes.attention import merge_products, scale_into_query
+from distill.export.passes.embeddings import fold_constant_rows, slice_positions
+from distill.export.passes.first_token import first_token_early
+from distill.export.passes.gelu import one_gelu
+from distill.export.passes.residual import residual_as_sum
+from distill.export.passes.shapes import constant_shapes, gemm_as_product
+
+FAMILIES = ("bert", "roberta", "deberta-v2", "modernbert", "albert")
+EVERY = (*DEFAULT, Pass("gemm as product", gemm_as_product))
+
+
+def kinds(graph: ir.Model) -> list[str]:
+    return [node.op_type for node in graph.graph]
+
+
+def same_answers(one: Any, model: Any) -> None:
+    for batch in one.batches((1, 1), (3, 33)):
+        expected = one.reference.predict(batch)
+        got = model.predict(batch)
+        for name in ("logits", "probabilities"):
+            np.testing.assert_allclose(got[name], expected[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("each", EVERY, ids=lambda each: each.name)
+def test_a_pass_alone_changes_no_answer(
+    each: Pass, family: str, tiny: Callable[[str], Any], load: Callable[..., Any]
+) -> None:
+    one = tiny(family)
+    graph = one.graph
+    apply_passes(graph, [each])
+    same_answers(one, load(graph))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_passes_in_any_order_change_no_answer(
+    data: st.DataObject, tiny: Callable[[str], Any], load: Callable[..., Any]
+) -> None:
+    """Some twice, some never: a pass may rely on nothing that another one leaves behind."""
+    one = tiny(data.draw(st.sampled_from(FAMILIES), label="family"))
+    order = data.draw(st.lists(st.sampled_from(EVERY), max_size=2 * len(EVERY)), label="order")
+    graph = one.graph
+    apply_passes(graph, order)
+    same_answers(one, load(graph))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_second_round_finds_nothing_to_do(family: str, tiny: Callable[[str], Any]) -> None:
+    graph = tiny(family).graph
+    apply_passes(graph, DEFAULT)
+    assert not any(apply_passes(graph, DEFAULT).values())
+
+
+def test_shapes_are_written_down(tiny: Callable[[str], Any]) -> None:
+    graph = tiny("bert").graph
+    assert constant_shapes(graph) == 8  # four a layer: query, key, value, output
+    targets = [
+        node.inputs[1].const_value.numpy().tolist() for node in graph.graph if node.op_type == "Reshape"
+    ]
+    assert sorted(map(tuple, targets)) == [(0, 0, 4, 8)] * 6 + [(0, 0, 32)] * 0 or targets.count([0, 0, 32]) == 2
+
+
+def test_query_key_and_value_become_one_product(tiny: Callable[[str], Any]) -> None:
+    graph = tiny("bert").graph
+    assert merge_products(graph) == 2
+    names = [name for name in graph.graph.initializers if "+" in name]
+    assert "bert.encoder.layer.1.attention.self.query+key+value.weight" in names
+    assert graph.graph.initializers[names[0]].shape.numpy() == (32, 96)
+
+
+def test_weights_that_layers_share_are_not_stored_twice(tiny: Callable[[str], Any]) -> None:
+    """The last layer's query runs on one token, so a merge would need another company of the same weights there."""
+    graph = tiny("albert").graph
+    before = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+    apply_passes(graph, DEFAULT)
+    assert sum(value.const_value.nbytes for value in graph.graph.initializers.values()) < before * 1.05
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_scale_goes_into_the_weights_of_the_query(merged: bool, tiny: Callable[[str], Any]) -> None:
+    graph = tiny("bert").graph
+    if merged:
+        merge_products(graph)
+    assert "Mul" in kinds(graph)
+    assert scale_into_query(graph) == 2
+    apply_passes(graph, [])
+    assert "Mul" not in kinds(graph)
+
+
+def test_the_last_layer_runs_on_one_token(tiny: Callable[[str], Any]) -> None:
+    graph = tiny("bert").graph
+    apply_passes(graph, [Pass("shapes", constant_shapes), Pass("first token", first_token_early)])
+    for node in graph.graph:  # forget what the pass itself noted
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    ShapeInferencePass()(graph)
+    lengths = [str(node.outputs[0].shape[1]) for node in graph.graph if node.op_type == "Gelu"]
+    assert lengths == ["length", "1"]
+    scores = [[str(dim) for dim in node.outputs[0].shape] for node in graph.graph if node.op_type == "Softmax"]
+    assert scores[1] == ["batch", "4", "1", "length"]
+
+
+def test_token_types_that_are_always_zero_are_folded(
+    build_model: Callable[..., Any], load: Callable[..., Any]
+) -> None:
+    """Where they are an input they matter: the second sentence of a pair has type 1."""
+    from distill.export.graph import trace
+    from distill.tasks.text_classification import TextClassification
+
+    model = build_model("bert", num_hidden_layers=1)
+    graph = trace(model, TextClassification().graph(["input_ids", "attention_mask"]))
+    lookups = kinds(graph).count("Gather")
+    changes = apply_passes(graph, [Pass("rows", fold_constant_rows)])
+    assert changes == {"rows": 1}
+    assert kinds(graph).count("Gather") == lookups - 1
+    assert not [name for name in graph.graph.initializers if "token_type" in name]
+    rng = np.random.default_rng(0)
+    batch = {"input_ids": rng.integers(3, 99, (2, 9)), "attention_mask": np.ones((2, 9), np.int64)}
+    import torch
+
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(value) for name, value in batch.items()}).logits.numpy()
+    np.testing.assert_allclose(load(graph).predict(batch)["logits"], expected, atol=1e-4)
+
+
+def test_token_types_that_are_given_are_not_folded(tiny: Callable[[str], Any]) -> None:
+    assert fold_constant_rows(tiny("bert").graph) == 0
+
+
+def test_positions_are_cut_off_not_looked_up(tiny: Callable[[str], Any]) -> None:
+    graph = tiny("bert").graph
+    assert slice_positions(graph) == 1
+    assert slice_positions(tiny("roberta").graph) == 0  # its positions depend on where padding stands
+
+
+def test_gelu_by_tanh_is_one_node(tiny: Callable[[str], Any]) -> None:
+    graph = tiny("albert").graph
+    assert kinds(graph).count("Pow") == 2
+    assert apply_passes(graph, [Pass("gelu", one_gelu)]) == {"gelu": 2}
+    assert kinds(graph).count("Gelu") == 2
+    assert "Pow" not in kinds(graph)
+
+
+def test_onnx_runtime_leaves_the_residual_sums_alone(tiny: Callable[[str], Any], load: Callable[..., Any]) -> None:
+    graph = tiny("bert").graph
+    assert residual_as_sum(graph) == 5  # embeddings, and two a layer
+    apply_passes(graph, [])
+    embeddings = next(node for node in graph.graph if node.op_type == "Sum")
+    assert len(embeddings.inputs) == 3  # words, types, positions
