@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.shape import LayerMap, base_name, inner_width, layer_stack, part_of, position_offset
+from distill.shape import LayerMap, base_name, final_linear, inner_width, layer_stack, part_of, position_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def inherit(
         label_order: For each of the student's labels, the teacher's row of logits; None where they are the same.
     """
     source = _as_family(teacher, student)
-    order = {} if label_order is None else {_final_linear(student): label_order}
+    order = {} if label_order is None else {final_linear(student): label_order}
     found: dict[str, Tensor] = {}
     kept: dict[str, Tensor | None] = {}
     for name, parameter, origin in _pairs(student, layer_map):
@@ -125,17 +125,6 @@ def _fit(values: Tensor, parameter: Tensor, kept: Tensor | None, inner: int) -> 
     index = torch.cat([kept + block * inner for block in range(blocks)]).to(values.device)
     cut = values.index_select(axis, index)
     return cut if cut.shape == parameter.shape else None
-
-
-def _final_linear(model: PreTrainedModel) -> str:
-    """Name of the linear layer that gives one logit for each label; empty where there is none."""
-    labels = model.config.num_labels
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels and part_of(model, name) == "head"
-    ]
-    return found[-1] if found else ""
 
 
 _BERT_TO_DISTILBERT = (

@@ -24,7 +24,8 @@ _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", 
 _INNER_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner")
 _WIDTH_FOLLOWERS = ("embedding_size", "pooler_hidden_size")  # equal to the width in most configs
 _HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
-_GRAPH_BYTES = 60_000  # node names, shapes and metadata of an exported encoder, beside its weights
+_FEW_ROWS = 64  # tables this short, such as token types, are exported as they are
+_GRAPH_BYTES = 10_000  # a layer: node names and shapes of an exported graph, beside its weights
 
 CROSS_FAMILY = {"distilbert": ("bert", "roberta", "xlm-roberta", "electra")}
 """Family of a student: families of teachers whose weights it can take over."""
@@ -53,12 +54,11 @@ class Size:
     @property
     def int8_bytes(self) -> int:
         """Expected bytes of the int8 ONNX file: weights, scales, what stays fp32, and the graph itself."""
-        return sum(part.int8_bytes for part in self.components) + _GRAPH_BYTES
+        return sum(part.int8_bytes for part in self.components)
 
     def rows(self) -> list[list[str]]:
         """Component, parameters, int8 bytes: for a printed table."""
         rows = [[part.name, f"{part.parameters:,}", f"{part.int8_bytes:,}"] for part in self.components]
-        rows.append(["graph", "", f"{_GRAPH_BYTES:,}"])
         return [*rows, ["total", f"{self.parameters:,}", f"{self.int8_bytes:,}"]]
 
 
@@ -162,16 +162,30 @@ def shape_config(
 def measure(model: PreTrainedModel) -> Size:
     """Parameters and expected int8 bytes by component; works on the meta device.
 
-    The weight of a product and an embedding table take a byte a number; each output channel of a product adds an
-    fp32 scale and a zero point, as does each table; norms and biases stay fp32.
+    As `export` writes them: a product's weight takes a byte a number and an fp32 scale for each column of its result, a
+    table a byte a number and an fp32 scale a row; biases, norms, short tables and the last product stay fp32.
     """
     tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
+    last = final_linear(model)
     sums: dict[str, list[int]] = {name: [0, 0] for name in ("embeddings", "layers", "head")}
     for name, parameter in model.named_parameters():
         part = part_of(model, name)
+        exact = parameter.shape[0] <= (_FEW_ROWS if id(parameter) in tables else 0) or name == f"{last}.weight"
         sums[part][0] += parameter.numel()
-        sums[part][1] += _int8_bytes(parameter, is_table=id(parameter) in tables)
+        sums[part][1] += _int8_bytes(parameter, exact=exact)
+    sums["graph"] = [0, _GRAPH_BYTES * depth(model.config)]
     return Size(tuple(Component(name, *counts) for name, counts in sums.items()))
+
+
+def final_linear(model: PreTrainedModel) -> str:
+    """Name of the product that gives one logit for each label; empty where there is none."""
+    labels = model.config.num_labels
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and part_of(model, name) == "head"
+    ]
+    return found[-1] if found else ""
 
 
 def part_of(model: PreTrainedModel, parameter: str) -> Part:
@@ -296,9 +310,7 @@ def position_offset(config: PretrainedConfig) -> int:
     return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
 
 
-def _int8_bytes(parameter: Tensor, *, is_table: bool) -> int:
-    if is_table:
-        return parameter.numel() + 5
-    if parameter.dim() >= 2:
-        return parameter.numel() + 5 * parameter.shape[0]
-    return 4 * parameter.numel()
+def _int8_bytes(parameter: Tensor, *, exact: bool) -> int:
+    if exact or parameter.dim() < 2:
+        return 4 * parameter.numel()
+    return parameter.numel() + 4 * parameter.shape[0]

@@ -19,9 +19,12 @@ from transformers import (
 
 from distill.cards import Inherits, StudentCard, list_cards, load_student_card
 from distill.errors import StudentError
+from distill.export.graph import export_graph
+from distill.export.quantize import quantize_dynamic_int8
 from distill.inheritance import inherit
 from distill.shape import choose_layers, depth, layer_stack, measure, part_of, reference_config
 from distill.student import build_student, plan_student
+from distill.tasks import TASKS
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 60,
@@ -335,6 +338,17 @@ def test_the_real_teacher_gives_its_layers(minilm_folder):
     assert student.layer_map == [(1, 1), (2, 3), (3, 4), (4, 6)]
     assert student.parameters == 19_165_058
     assert student.fresh == ()
+
+
+def test_the_real_int8_file_weighs_what_was_expected(minilm_folder, tmp_path):
+    teacher = AutoModelForSequenceClassification.from_pretrained(minilm_folder, num_labels=2)
+    overrides = {"layers": 2}
+    student = build_student(teacher, load_student_card("mobile-4"), overrides=overrides, kept_ids=range(8_000))
+    spec = TASKS["text-classification"].graph(("input_ids", "attention_mask", "token_type_ids"))
+    export_graph(student.model.eval(), spec, tmp_path / "model.onnx")
+    report = quantize_dynamic_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    assert student.int8_bytes == pytest.approx((tmp_path / "int8.onnx").stat().st_size, rel=0.02)
+    assert report.bytes == (tmp_path / "int8.onnx").stat().st_size
 
 
 def test_inherit_reads_half_precision_teachers():
