@@ -27,6 +27,9 @@ from distill.shape import (
 )
 from distill.vocabulary import trim_embeddings
 
+TABLE_COLUMNS = ("part", "parameters", "int8 bytes")
+"""What the columns of `Student.rows()` and `Plan.rows()` are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Student:
