@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Fills a new folder beside `folder` and puts it in its place: a reader never meets a half-written one."""
     beside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(beside, ignore_errors=True)

@@ -163,18 +163,13 @@ def _fit(
         scratch,
         measure,
         save=save,
+        logs=run.folder / "logs" / name,
         seed=run.recipe.seed,
         progress=run.progress,
         name=NAMES[name],
     )
-    replace_folder(final, lambda folder: _copy(scratch / "best", folder))
-    for path in scratch.glob("checkpoint-*"):
-        shutil.rmtree(path)
+    replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
     return curve
-
-
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _measure(run: Run, model: Any, encoded: Encoded, name: str) -> Evaluation:

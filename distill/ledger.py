@@ -45,7 +45,7 @@ class Ledger:
             stage: Name of the stage.
             inputs: Everything the result depends on, as JSON values.
             work: Returns the facts to keep, as JSON values.
-            scratch: Its folder for unfinished work; cleared when the inputs have changed.
+            scratch: Its folder for unfinished work; cleared when the inputs have changed and when it is done.
             makes: What must exist for the stage to count as done.
 
         Returns:
@@ -70,6 +70,8 @@ class Ledger:
             raise
         facts = {**facts, "seconds": round(before + time.monotonic() - start, 3)}
         write_json(path, {"fingerprint": fingerprint, "done": True, "facts": facts})
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         return facts
 
     def facts(self, stage: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from distill.ledger import claim
 from distill.progress import SILENT, Progress
 from distill.recipe import Recipe
 from distill.run import Run
+from distill.training import flush_denormals
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "teacher": learning.make_teacher,
@@ -91,6 +92,7 @@ def finetune(recipe: Recipe, *, progress: Progress = SILENT, replace: bool = Fal
 
 def run_stages(recipe: Recipe, *, until: str, progress: Progress = SILENT, replace: bool = False) -> Result:
     """Runs every stage that `until` needs and that is not done yet."""
+    flush_denormals()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     facts = {}

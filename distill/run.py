@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill.cache import CachedTeacher, build_cache
+from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, load_splits
 from distill.features import describe
@@ -212,19 +212,25 @@ class Run:
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""
         return {
-            "weights": self.teacher.weights_hash(),
-            "tokenizer": self.teacher.tokenizer_hash(),
-            "texts": self.data_hash,
+            "weights_hash": self.teacher.weights_hash(),
+            "tokenizer_hash": self.teacher.tokenizer_hash(),
             "max_length": self.recipe.data.max_length,
             "taps": sorted(objective.teacher_taps),
-            "bf16": use_bf16(self.recipe.training.precision),
+            "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
+            "texts_hash": encoded_hash(self.transfer),
         }
+
+    def text_of(self, example: int) -> str:
+        """The text of a row of the transfer set, for errors."""
+        known = len(self.splits.train)
+        rows, row = (self.splits.train, example) if example < known else (self.splits.unlabelled, example - known)
+        return str(rows[row]["text"])
 
     def train_inputs(self, objective: Objective | None) -> dict[str, Any]:
         """Everything the trained student depends on."""
         recipe = self.recipe
         return {
-            "teacher": self.cache_inputs(objective) if objective else {"weights": self.teacher.weights_hash()},
+            "teacher": self.cache_inputs(objective) if objective else {"weights_hash": self.teacher.weights_hash()},
             "data": self.data_hash,
             "max_length": recipe.data.max_length,
             "student": recipe.student.model_dump(mode="json"),
@@ -241,8 +247,9 @@ class Run:
             self.transfer,
             tensor_collate(self.task, self.teacher.padding),
             self.work / "cache",
-            key=sha256_json(self.cache_inputs(objective)),
+            key=cache_key(**self.cache_inputs(objective)),
             batch_size=self.recipe.teacher.batch_size,
+            text_of=self.text_of,
             progress=self.progress,
         )
 

@@ -17,7 +17,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from distill.errors import TrainingError
 from distill.features import Features, TappedModel
@@ -278,6 +280,7 @@ def fit(
     *,
     seed: int = 0,
     save: Callable[[Path], None],
+    logs: Path,
     progress: Progress = SILENT,
     name: str = "Training",
 ) -> list[dict[str, Any]]:
@@ -291,10 +294,11 @@ def fit(
         task: Collates batches and names the metric that chooses the best state.
         padding: What fills short rows.
         settings: Epochs, batch size, rates.
-        folder: For checkpoints, logs and `best`.
+        folder: For checkpoints and `best`.
         evaluation: Measures the student on validation data.
         seed: For dropout, the order of batches and the projections.
         save: Writes the student as it is now into a folder, as its own loader reads it.
+        logs: For TensorBoard.
         progress: Drawn while it runs.
         name: What the progress is called.
 
@@ -322,13 +326,14 @@ def fit(
         eval_strategy="no",
         save_strategy="no",
         save_total_limit=2,
-        report_to=["tensorboard"],
+        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
     )
     if settings.freeze_embeddings:
         freeze_embeddings(student)
+    flush_denormals()
     transformers.set_seed(seed)
     with progress.stage(name, total=total, unit="steps") as stage:
         rhythm = _Rhythm(
@@ -339,8 +344,9 @@ def fit(
             stage,
             save,
         )
+        callbacks = [rhythm, TensorBoardCallback(SummaryWriter(str(logs)))]
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, tensor_collate(task, padding), args, evaluation, [rhythm]
+            student, objective, teacher, encoded, tensor_collate(task, padding), args, evaluation, callbacks
         )
         checkpoint = latest_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -354,6 +360,15 @@ def tensor_collate(task: Task, padding: Padding) -> Callable[[Sequence[Mapping[s
         return {name: torch.from_numpy(value) for name, value in task.collate(rows, padding).items()}
 
     return collate
+
+
+def flush_denormals() -> None:
+    """Lets the processor round numbers below 1e-38 to zero, in this thread and those it starts.
+
+    Adam's running means of rarely seen embedding rows decay into that range, where x86 is 10 to 100 times slower:
+    on a small model the fused step took 37 ms with such numbers and 0.3 ms without.
+    """
+    torch.set_flush_denormal(True)
 
 
 def freeze_embeddings(student: Any) -> None:

@@ -39,6 +39,7 @@ Target = Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"]
 
 FEW_LABELS = 1024  # a last product this narrow or narrower stays exact: it costs next to nothing
 FEW_ROWS = 64  # so do tables this short, such as token types
+FEW_COLUMNS = 8  # and tables so narrow that the scale of a row is as large as the row
 FUSED = "com.microsoft"  # ONNX Runtime's own operators: quantise, multiply, rescale and add the bias in one
 
 LARGEST = {"portable": 63, "x86-avx2": 63, "arm64": 127, "x86-vnni": 127, "wasm": 127}
@@ -236,7 +237,9 @@ def _quantize_tables(model: ir.Model) -> list[str]:
     for table in list(model.graph.initializers.values()):
         numbers = array(table)
         uses = table.uses()
-        if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2 or numbers.shape[-2] <= FEW_ROWS:
+        if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2:
+            continue
+        if numbers.shape[-2] <= FEW_ROWS or numbers.shape[-1] <= FEW_COLUMNS:
             continue
         if not uses or any(use.idx != 0 or use.node.domain != "" for use in uses):
             continue

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,210 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from distill.data import load_examples  # noqa: F401
 from distill.errors import ExportError
-from distill.export.graph import export_graph
+from distill.export.graph import export_graph, write
+from distill.export.passes import apply_passes
 from distill.export.quantize import quantize_columns, quantize_dynamic_int8, quantize_rows
 from distill.export.runtime import OnnxModel
 from distill.tasks.text_classification import TextClassification
+
+FAMILIES = ("bert", "roberta", "deberta-v2", "modernbert", "albert")
+
+
+@pytest.fixture
+def exported(tiny: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Path]:
+    """By family: the fp32 file."""
+
+    def export(family: str) -> Path:
+        graph = tiny(family).graph
+        return write(graph, tmp_path / f"{family}.onnx", {"distill.format": "1"}, apply_passes(graph)).path
+
+    return export
+
+
+def values(path: Path) -> dict[str, np.ndarray]:
+    return {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load(path).graph.initializer}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    weight=arrays(np.float32, (7, 5), elements=st.floats(-8, 8, width=32)),
+    largest=st.sampled_from([127, 63]),
+)
+def test_rounding_is_off_by_half_a_step_at_most(weight: np.ndarray, largest: int) -> None:
+    numbers, scales = quantize_columns(weight, largest)
+    assert np.abs(numbers.astype(int)).max() <= largest
+    assert np.all(np.abs(numbers * scales - weight) <= scales * 0.5001)
+    rows, factors = quantize_rows(weight)
+    assert factors.shape == (7, 1)
+    assert np.all(np.abs(rows * factors - weight) <= factors * 0.5001)
+
+
+def test_a_column_of_zeros_stays_zero() -> None:
+    """A scale of 0 would divide by zero, one of NaN would spread."""
+    numbers, scales = quantize_columns(np.zeros((3, 2), np.float32))
+    assert not numbers.any()
+    assert np.isfinite(scales).all()
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-vnni", "x86-avx2", "wasm", "portable"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_answers_nearly_like_fp32(
+    family: str, target: Any, tiny: Callable[[str], Any], exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    one, source = tiny(family), exported(family)
+    made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
+    exact, small = OnnxModel(source), OnnxModel(made.path)
+    assert small.inputs == exact.inputs
+    assert small.outputs == ("logits", "probabilities")
+    errors, spread = [], []
+    for batch in one.batches((1, 1), (1, 5), (3, 33), (4, 120)):
+        logits = exact.predict(batch)["logits"]
+        errors.append(np.abs(small.predict(batch)["logits"] - logits).ravel())
+        spread.append(logits.ravel())
+    assert np.concatenate(errors).mean() < 0.12 * np.concatenate(spread).std()
+    assert small.metadata == {"distill.format": "1", "distill.target": target}
+
+
+def test_products_and_tables_are_int8_and_the_last_product_is_not(
+    exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx")
+    assert "bert.encoder.layer.0.attention.self.query+key+value.weight.scaled" in made.products
+    assert "bert.pooler.dense.weight.product" in made.products
+    assert made.kept == ("classifier.weight.product",)
+    assert made.tables == ("bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight.rows")
+    large = {
+        name: value.dtype for name, value in values(made.path).items() if value.ndim > 1 and min(value.shape[-2:]) > 3
+    }
+    assert {name for name, dtype in large.items() if dtype != np.int8} == set()
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "portable"])
+def test_weights_leave_room_where_pairs_are_added_in_16_bits(
+    target: Any, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Without VNNI, 255 * 127 twice is more than 32767: the processor would saturate and nobody would know."""
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx", target=target)
+    stored = values(made.path)
+    for name in made.products:
+        numbers = stored[f"{name}.int8"].astype(int)
+        pairs = np.abs(numbers[0::2]) + np.abs(numbers[1::2])
+        assert 255 * pairs.max() <= 32767
+        assert np.abs(numbers).max() == 63
+
+
+def test_the_portable_file_is_plain_onnx(
+    tiny: Callable[[str], Any], exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Another implementation, written by others, gives the same numbers; nothing depends on ONNX Runtime's own
+    operators."""
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx", target="portable")
+    model = onnx.load(made.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain for entry in model.opset_import} == {""}
+    (batch,) = tiny("bert").batches((2, 7))
+    (logits, _) = ReferenceEvaluator(model).run(None, batch)
+    np.testing.assert_allclose(OnnxModel(made.path).predict(batch)["logits"], logits, atol=2e-3)
+
+
+def test_onnx_runtime_joins_the_portable_operators(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """Left apart, they would be several times slower than the fp32 product."""
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx", target="portable")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(made.path, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "seen.onnx").graph.node]
+    assert "MatMulInteger" not in kinds
+    assert kinds.count("DynamicQuantizeMatMul") == len(made.products)
+
+
+def test_a_product_can_be_kept_exact(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx", keep=[name])
+    assert name in made.kept
+    assert name not in made.products
+    assert values(made.path)[name].dtype == np.float32
+
+
+def test_keeping_what_is_not_there_is_refused(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"'layer\.9' is no product of bert\.onnx.*intermediate\.dense\.weight"):
+        quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx", keep=["layer.9"])
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_file_that_is_quantised_already_is_refused(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx")
+    with pytest.raises(ExportError, match=r"int8\.onnx: nothing in it can be quantised"):
+        quantize_dynamic_int8(made.path, tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize("family", ["albert", "deberta-v2"])
+def test_shared_weights_are_stored_once(
+    family: str, tiny: Callable[[str], Any], exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """ALBERT's layers share everything; DeBERTa's keys serve tokens and relative positions."""
+    made = quantize_dynamic_int8(exported(family), tmp_path / "int8.onnx")
+    parameters = sum(parameter.numel() for parameter in tiny(family).model.parameters())
+    stored = sum(value.size for value in values(made.path).values() if value.dtype == np.int8)
+    assert stored <= parameters
+
+
+def test_bytes_are_told_by_component(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    made = quantize_dynamic_int8(exported("bert"), tmp_path / "int8.onnx")
+    assert [part.name for part in made.components] == ["embeddings", "layer 1", "layer 2", "head", "graph"]
+    assert sum(part.bytes for part in made.components) == sum(value.nbytes for value in values(made.path).values())
+    assert made.bytes == made.path.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def real(
+    minilm_folder: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[Any]]:
+    """Two layers of MiniLM: ours in fp32, the exporter's untouched, and 64 real sentences in batches."""
+    folder = tmp_path_factory.mktemp("real")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm_folder, num_labels=4, num_hidden_layers=2).eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
+    ours = export_graph(model, spec, folder / "ours.onnx").path
+    plain = export_graph(model, spec, folder / "plain.onnx", passes=()).path
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder)
+    with (shared_data / "sst2" / "dev.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)][:64]
+    batches = [
+        dict(tokenizer(texts[begin : begin + 8], padding=True, return_tensors="np")) for begin in range(0, 64, 8)
+    ]
+    return ours, plain, batches
+
+
+def test_on_real_text_no_less_exact_than_onnx_runtimes_own(real: tuple[Path, Path, list[Any]], tmp_path: Path) -> None:
+    ours, plain, batches = real
+    quantize_dynamic(plain, tmp_path / "theirs.onnx", per_channel=True, weight_type=QuantType.QInt8)
+    made = quantize_dynamic_int8(ours, tmp_path / "int8.onnx")
+    exact, small, theirs = OnnxModel(ours), OnnxModel(made.path), OnnxModel(tmp_path / "theirs.onnx")
+    wanted = [exact.predict(batch)["logits"] for batch in batches]
+    errors = [
+        np.sqrt(
+            np.mean(
+                [
+                    np.mean((model.predict(batch)["logits"] - logits) ** 2)
+                    for batch, logits in zip(batches, wanted, strict=True)
+                ]
+            )
+        )
+        for model in (small, theirs)
+    ]
+    assert errors[0] <= 1.1 * errors[1]
+    assert errors[0] < 0.2 * np.concatenate(wanted).std()
+
+
+def test_the_file_is_little_more_than_its_int8_weights(real: tuple[Path, Path, list[Any]], tmp_path: Path) -> None:
+    made = quantize_dynamic_int8(real[0], tmp_path / "int8.onnx")
+    weights = sum(value.size for value in values(made.path).values() if value.dtype == np.int8)
+    assert weights < made.bytes < 1.03 * weights
