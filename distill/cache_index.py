@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,13 @@ from distill.files import sha256_file, sha256_json
 FORMAT = 1
 INDEX = "index.json"
 
-Rows = Sequence[Mapping[str, Any]]
+
+class Rows(Protocol):
+    """Encoded rows: `input_ids`, `example` and what else the task has, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def student_show(
         return plan_student(load_config(teacher), load_student_card(card))
 
     plan = _train_extra(load)
-    _print_table(f"{card} of {teacher}", ["part", "student", "teacher"], plan.rows())
+    _print_table(f"{card} of {teacher}", ["part", "parameters", "int8 bytes"], plan.rows())
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import transformers
 
-from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.evaluation import Evaluation, TorchPredictor, agreement, evaluate
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms
 from distill.recipe import TrainingRecipe
-from distill.run import Run, texts_of
+from distill.run import Run
+from distill.student import TABLE_COLUMNS
 from distill.tasks import Encoded
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training import fit
@@ -29,10 +30,10 @@ def make_teacher(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         curve = _finetune(run) if run.start else []
         _say_labels(run)
-        validation = _measure(run, run.teacher.model, run.validation, "Measuring the teacher")
+        validation = _measure(run, run.teacher, run.splits.validation, "Measuring the teacher")
         metric = run.task.metric
         check_floor(validation.metrics[metric], run.floor, metric, run.source)
-        line = f"teacher: {metric} {validation.metrics[metric]:.4f} on {len(run.validation):,} validation rows"
+        line = f"teacher: {metric} {validation.metrics[metric]:.4f} on {len(run.splits.validation):,} validation rows"
         run.progress.say(line)
         return {"curve": curve, "validation": validation.metrics, "labels": run.teacher.labels, "summary": [line]}
 
@@ -53,12 +54,10 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     labels = run.recipe.data.labels or run.splits.labels
     start = load_checkpoint(run.start, run.task, labels=labels)
     check_length(start, run.recipe.data.max_length)
-    encoded = run.encode_with(start, run.splits.train)
-    validation = run.encode_with(start, run.splits.validation)
-    objective = hard_labels(run, start)
     wanted = run.recipe.teacher.finetune.model_dump()
     settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, "freeze_embeddings": False})
-    return _fit(run, start, objective, None, encoded, validation, settings, "finetune", final)
+    encoded = run.encode(start, run.splits.train)
+    return _fit(run, start, hard_labels(start), None, encoded, settings, "finetune", final)
 
 
 def label(run: Run) -> dict[str, Any]:
@@ -76,19 +75,24 @@ def label(run: Run) -> dict[str, Any]:
 def train(run: Run) -> dict[str, Any]:
     """Trains the student against the teacher cache."""
     objective, reason = run.objective()
-    student = run.new_student()
-    run.progress.table(f"Student {run.recipe.student.card}", ["part", "student", "teacher"], student.rows())
-    run.progress.table(f"Objective ({reason})", ["term", "weight", "reads", "layers"], objective.rows())
     final = run.folder / "student"
 
     def work() -> dict[str, Any]:
-        checkpoint = Checkpoint(student.model, run.teacher.tokenizer, run.teacher.labels, str(final))
+        student = run.new_student()
+        checkpoint = run.checkpoint_of(student)
+        run.progress.table(f"Student {run.recipe.student.card}", list(TABLE_COLUMNS), student.rows())
+        for remark in student.remarks:
+            run.progress.say(remark)
+        run.progress.table(f"Objective ({reason})", ["term", "weight", "reads", "layers"], objective.rows())
+        before = _measure(run, checkpoint, run.splits.validation, "Measuring the student before training")
+        run.progress.say(f"before training: {run.task.metric} {before.metrics[run.task.metric]:.4f}")
+        encoded = run.transfer_set(checkpoint)
         curve = _fit(
-            run, checkpoint, objective, run.cache(objective), run.transfer, run.validation,
-            run.recipe.training, "train", final,
+            run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final
         )  # fmt: skip
         return {
             "curve": curve,
+            "before": before.metrics,
             "reason": reason,
             "objective": objective.describe(),
             "layer_map": [{"student": mine, "teacher": theirs} for mine, theirs in student.layer_map],
@@ -106,22 +110,19 @@ def baseline(run: Run) -> dict[str, Any]:
     final = run.folder / "baseline"
 
     def work() -> dict[str, Any]:
-        student = run.new_student()
-        checkpoint = Checkpoint(student.model, run.teacher.tokenizer, run.teacher.labels, str(final))
+        checkpoint = run.checkpoint_of(run.new_student())
+        labelled = run.encode(checkpoint, run.splits.train)
         settings = run.recipe.training
-        more = len(run.transfer) / len(run.labelled)
+        more = len(run.transfer) / len(labelled)
         settings = settings.model_copy(update={"epochs": settings.epochs * more})
-        curve = _fit(
-            run, checkpoint, hard_labels(run, checkpoint), None, run.labelled, run.validation,
-            settings, "baseline", final,
-        )  # fmt: skip
+        curve = _fit(run, checkpoint, hard_labels(checkpoint), None, labelled, settings, "baseline", final)
         return {"curve": curve}
 
     inputs = {**run.train_inputs(None), "objective": "hard labels"}
     return run.ledger.once("baseline", inputs, work, scratch=run.work / "baseline", makes=[final])
 
 
-def hard_labels(run: Run, checkpoint: Checkpoint) -> Objective:
+def hard_labels(checkpoint: Checkpoint) -> Objective:
     """Cross-entropy with the gold labels."""
     shape = describe(checkpoint.model)
     return build_objective(preset_terms("none"), shape, shape)
@@ -136,7 +137,6 @@ def _fit(
     objective: Objective,
     teacher: Teacher | None,
     encoded: Encoded,
-    validation: Encoded,
     settings: TrainingRecipe,
     name: str,
     final: Path,
@@ -145,6 +145,7 @@ def _fit(
     scratch = run.work / name
     task, padding = run.task, checkpoint.padding
     bf16 = use_bf16(settings.precision)
+    validation = run.encode(checkpoint, run.splits.validation)
 
     def measure(model: Any) -> dict[str, float]:
         return evaluate(TorchPredictor(model, task, bf16=bf16), validation, task, padding, batch_size=64).metrics
@@ -172,10 +173,11 @@ def _fit(
     return curve
 
 
-def _measure(run: Run, model: Any, encoded: Encoded, name: str) -> Evaluation:
+def _measure(run: Run, checkpoint: Checkpoint, rows: Any, name: str) -> Evaluation:
     """Measures a PyTorch model in fp32."""
-    predictor = TorchPredictor(model, run.task)
-    return evaluate(predictor, encoded, run.task, run.teacher.padding, progress=run.progress, name=name)
+    predictor = TorchPredictor(checkpoint.model, run.task)
+    encoded = run.encode(checkpoint, rows)
+    return evaluate(predictor, encoded, run.task, checkpoint.padding, progress=run.progress, name=name)
 
 
 def _say_labels(run: Run) -> None:
@@ -197,7 +199,7 @@ def measure(run: Run) -> dict[str, Any]:
         models: dict[str, Any] = {}
         for role, source in roles.items():
             checkpoint = run.teacher if role == "teacher" else load_checkpoint(source, run.task)
-            said[role] = _measure(run, checkpoint.model, run.test, f"Measuring the {role}")
+            said[role] = _measure(run, checkpoint, run.splits.test, f"Measuring the {role}")
             parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
             models[role] = {"parameters": parameters, "bytes": 4 * parameters}
         metric = run.task.metric
@@ -208,16 +210,15 @@ def measure(run: Run) -> dict[str, Any]:
                 "retention": evaluation.metrics[metric] / reference if reference else None,
                 "agreement": agreement(said["teacher"], evaluation),
             }
-        np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)
-        rows = disagreements(said["teacher"], said["student"], texts_of(run.splits.test), run.test, run.teacher.labels)
+        np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
         lines = [
-            f"{role}: {metric} {models[role]['metrics'][metric]:.4f} on {len(run.test):,} test rows"
+            f"{role}: {metric} {models[role]['metrics'][metric]:.4f} on {len(run.splits.test):,} test rows"
             + (f", {models[role]['retention']:.1%} of the teacher's" if role != "teacher" else "")
             for role in roles
         ]
         for line in lines:
             run.progress.say(line)
-        return {"models": models, "disagreements": rows, "summary": lines}
+        return {"models": models, "summary": lines}
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "baseline": run.recipe.training.baseline}
     return run.ledger.once("evaluate", inputs, work, makes=[run.work / "teacher_test.npz"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from distill.teacher import (
     use_bf16,
 )
 from distill.training import tensor_collate
+from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
 
 
 class Run:
@@ -140,24 +141,22 @@ class Run:
         ]
         return sha256_json({path.name: sha256_file(path) for path in files})
 
-    def encode(self, rows: Any) -> Encoded:
-        """Token ids and class numbers of a split as the teacher has them."""
-        return self.encode_with(self.teacher, rows)
-
-    def encode_with(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
+    def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
         number = {name: index for index, name in enumerate(checkpoint.labels)}
         columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
         columns["label"] = [None if label is None else number[label] for label in rows["label"]]
         return self.task.encode(columns, checkpoint.tokenizer, self.recipe.data.max_length)
 
+    def transfer_set(self, checkpoint: Checkpoint) -> Encoded:
+        """What a student learns from: labelled training rows, then unlabelled ones."""
+        parts = [self.splits.train, self.splits.unlabelled]
+        return concatenate([self.encode(checkpoint, rows) for rows in parts if len(rows)])
+
     @cached_property
     def transfer(self) -> Encoded:
-        """What the student learns from: labelled training rows, then unlabelled ones."""
-        parts = [self.encode(self.splits.train)]
-        if self.splits.unlabelled is not None and len(self.splits.unlabelled):
-            parts.append(self.encode(self.splits.unlabelled))
-        encoded = concatenate(parts)
+        """The transfer set as the teacher reads it."""
+        encoded = self.transfer_set(self.teacher)
         if encoded.cut:
             self.progress.say(
                 f"{encoded.cut:,} of {len(encoded):,} texts are longer than data.max_length = "
@@ -166,19 +165,23 @@ class Run:
         return encoded
 
     @cached_property
-    def labelled(self) -> Encoded:
-        """The labelled part of the transfer set: what a student without a teacher can learn from."""
-        return self.transfer.select(range(len(self.splits.train)))
-
-    @cached_property
-    def validation(self) -> Encoded:
-        """Chooses."""
-        return self.encode(self.splits.validation)
-
-    @cached_property
-    def test(self) -> Encoded:
-        """Reports."""
-        return self.encode(self.splits.test)
+    def trimmed(self) -> Trimmed | None:
+        """The student's smaller vocabulary; None where it keeps the teacher's."""
+        wanted = self.recipe.student.vocabulary
+        if wanted == "full":
+            return None
+        texts = [text for rows in (self.splits.train, self.splits.unlabelled) for text in _all_texts(rows)]
+        counts = count_pieces(texts, self.teacher.tokenizer, progress=self.progress)
+        trimmed = trim_vocabulary(self.teacher.tokenizer, counts, keep=wanted)
+        width = self.teacher.model.get_input_embeddings().weight.shape[1]
+        columns = ["", "pieces", "fp32 bytes", "int8 bytes"]
+        self.progress.table("Vocabulary", columns, trimmed.rows(self.recipe.student.hidden_size or width))
+        seen = measure_coverage(self.teacher.tokenizer, trimmed, _all_texts(self.splits.validation))
+        self.progress.say(
+            f"on validation text {seen.identical:,} of {seen.texts:,} texts are split as before, "
+            f"{seen.unknown_after - seen.unknown_before:,} more unknown tokens"
+        )
+        return trimmed
 
     def new_student(self) -> Student:
         """The student as it is before training; the same one each time."""
@@ -195,7 +198,13 @@ class Run:
             },
             seed=self.recipe.seed,
             init=wanted.init,
+            kept_ids=self.trimmed.kept_ids if self.trimmed else None,
         )
+
+    def checkpoint_of(self, student: Student) -> Checkpoint:
+        """The student with the tokenizer that it will ship with."""
+        tokenizer = self.trimmed.tokenizer if self.trimmed else self.teacher.tokenizer
+        return Checkpoint(student.model, tokenizer, self.teacher.labels, str(self.folder / "student"))
 
     @cached_property
     def student(self) -> Student:
@@ -252,6 +261,12 @@ class Run:
             text_of=self.text_of,
             progress=self.progress,
         )
+
+
+def _all_texts(rows: Any) -> Iterator[str]:
+    for name in ("text", "text_pair"):
+        if name in rows.column_names:
+            yield from rows[name]
 
 
 def texts_of(rows: Any) -> list[str]:

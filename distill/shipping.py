@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.bench import bench as measure_latency
 from distill.errors import ExportError
-from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.evaluation import Evaluation, Predictor, TorchPredictor, agreement, disagreements, evaluate
 from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.parity import check_parity
@@ -25,6 +25,7 @@ from distill.files import write_json
 from distill.machine import describe_machine
 from distill.report import write_report
 from distill.run import Run, texts_of
+from distill.tasks import Batch, Encoded, Padding, Task
 from distill.teacher import Checkpoint, load_checkpoint
 
 LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
@@ -51,7 +52,7 @@ def export(run: Run) -> dict[str, Any]:
             _export(run, run.teacher, files["teacher"], "export of the teacher"),
             _export(run, student, files["student"], "export of the student"),
         ]
-        steps.append(_quantize(run, files["student"], files["student-int8"]))
+        steps.append(_quantize(run, student, files["student"], files["student-int8"]))
         drop = 100.0 * (steps[1]["metric"] - steps[2]["metric"])
         if drop > run.recipe.export.max_drop:
             files["student-int8"].unlink()
@@ -81,45 +82,49 @@ def _metadata(run: Run) -> dict[str, str]:
 
 def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str, Any]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
+    encoded = run.encode(checkpoint, run.splits.validation)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = [name for name in names if name == "attention_mask" or name in encoded.ragged]
     with run.progress.stage(f"ONNX {step}"):
-        spec = run.task.graph(_inputs(run))
-        export_graph(checkpoint.model, spec, path, metadata=_metadata(run))
+        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run))
     reference = TorchPredictor(checkpoint.model, run.task)
-    return _check(run, reference, OnnxModel(path), step, tolerance=1e-3)
+    return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
 
 
-def _quantize(run: Run, source: Path, path: Path) -> dict[str, Any]:
+def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dict[str, Any]:
     with run.progress.stage("Quantising to int8"):
-        sizes = quantize_dynamic_int8(source, path, target=run.recipe.export.target, metadata=_metadata(run))
-    facts = _check(run, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=math.inf)
-    return {**facts, "components": [asdict(component) for component in sizes.components]}
+        made = quantize_dynamic_int8(source, path, target=run.recipe.export.target, metadata=_metadata(run))
+    encoded = run.encode(checkpoint, run.splits.validation)
+    step, one, other = "int8 quantisation", OnnxModel(source), OnnxModel(path)
+    facts = _check(run, checkpoint, encoded, one, other, step, tolerance=math.inf)
+    return {**facts, "components": [asdict(component) for component in made.components]}
 
 
-def _inputs(run: Run) -> list[str]:
-    return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name == "attention_mask"
-            or name in run.transfer.ragged]  # fmt: skip
-
-
-def _check(run: Run, reference: Any, candidate: Any, step: str, *, tolerance: float) -> dict[str, Any]:
-    task, padding = run.task, run.teacher.padding
-    report = check_parity(reference, candidate, sample_batches(run), step=step, tolerance=tolerance)
+def _check(
+    run: Run, checkpoint: Checkpoint, encoded: Encoded, one: Predictor, other: Predictor, step: str, *, tolerance: float
+) -> dict[str, Any]:
+    """Compares `other` with `one`, first at many shapes, then on the whole validation set."""
+    task, padding = run.task, checkpoint.padding
+    report = check_parity(one, other, sample_batches(task, encoded, padding), step=step, tolerance=tolerance)
     name = f"Checking the {step}"
-    whole = evaluate(candidate, run.validation, task, padding, progress=run.progress, name=name)
-    before = evaluate(reference, run.validation, task, padding)
+    after = evaluate(other, encoded, task, padding, progress=run.progress, name=name)
+    before = evaluate(one, encoded, task, padding)
     return {
         **report.as_dict(),
-        "metric": whole.metrics[task.metric],
+        "metric": after.metrics[task.metric],
         "metric_before": before.metrics[task.metric],
-        "agreement": agreement(before, whole),
+        "agreement": agreement(before, after),
     }
 
 
-def sample_batches(run: Run) -> list[dict[str, Any]]:
-    """Batches of real text: one of one, ragged ones that pad, the shortest and the longest rows."""
-    encoded, padding = run.validation, run.teacher.padding
+def sample_batches(task: Task, encoded: Encoded, padding: Padding) -> list[Batch]:
+    """Batches of real text: one row, the shortest and the longest, ragged ones that pad, one cut to a single token."""
     order = np.argsort(encoded.lengths, kind="stable")
     picks = [order[:1], order[-1:], order[len(order) // 2 :][:3], order[:: max(1, len(order) // 8)][:8], order[-4:]]
-    return [run.task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
+    batches = [task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
+    tokens = ("input_ids", "attention_mask", "token_type_ids")
+    batches.append({name: value[:, :1] if name in tokens else value for name, value in batches[0].items()})
+    return batches
 
 
 def bundle(run: Run) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def _without_rows(facts: dict[str, Any]) -> dict[str, Any]:
 def _golden(run: Run) -> list[Any]:
     """Texts of the validation data, evenly spread over the lengths."""
     rows = run.splits.validation
-    order = np.argsort(run.validation.lengths, kind="stable")
+    order = np.argsort(run.encode(run.teacher, rows).lengths, kind="stable")
     wanted = min(run.recipe.export.golden, len(order))
     picks = sorted({int(row) for row in order[np.linspace(0, len(order) - 1, wanted).astype(int)]})
     if "text_pair" in rows.column_names:
@@ -179,30 +184,25 @@ def _golden(run: Run) -> list[Any]:
 def _models(run: Run) -> dict[str, Any]:
     """Measures on the test data of the PyTorch models, joined by the ONNX files'."""
     models = dict((run.ledger.facts("evaluate") or {})["models"])
-    said = dict(np.load(run.work / "teacher_test.npz"))
-    teacher = Evaluation(models["teacher"]["metrics"], said)
-    metric = run.task.metric
-    for role, file in (("student-onnx", "student"), ("student-int8", "student-int8")):
+    student = load_checkpoint(str(run.folder / "student"), run.task)
+    teacher = Evaluation(models["teacher"]["metrics"], dict(np.load(run.work / "teacher_test.npz")))
+    metric, rows = run.task.metric, run.splits.test
+    for role, (file, checkpoint) in {
+        "teacher-onnx": ("teacher", run.teacher),
+        "student-onnx": ("student", student),
+        "student-int8": ("student-int8", student),
+    }.items():
         path = run.work / "onnx" / f"{file}.onnx"
-        found = evaluate(
-            OnnxModel(path),
-            run.test,
-            run.task,
-            run.teacher.padding,
-            progress=run.progress,
-            name=f"Measuring {path.name}",
-        )
+        encoded, name = run.encode(checkpoint, rows), f"Measuring {path.name}"
+        found = evaluate(OnnxModel(path), encoded, run.task, checkpoint.padding, progress=run.progress, name=name)
         models[role] = {
             "metrics": found.metrics,
             "retention": found.metrics[metric] / teacher.metrics[metric] if teacher.metrics[metric] else None,
             "agreement": agreement(teacher, found),
             "bytes": path.stat().st_size,
-            "parameters": models["student"]["parameters"],
+            "parameters": models[role.split("-")[0]]["parameters"],
         }
-        if role == "student-int8":
-            models[role]["disagreements"] = disagreements(
-                teacher, found, texts_of(run.splits.test), run.test, run.teacher.labels
-            )
+    models["student-int8"]["disagreements"] = disagreements(teacher, found, texts_of(rows), encoded, run.teacher.labels)
     return models
 
 
@@ -283,6 +283,7 @@ def collect(run: Run) -> dict[str, Any]:
 
 ROLES = {
     "teacher": ("Teacher", "PyTorch"),
+    "teacher-onnx": ("Teacher", "ONNX fp32"),
     "baseline": ("Same student, no distillation", "PyTorch"),
     "student": ("Student", "PyTorch"),
     "student-onnx": ("Student", "ONNX fp32"),
@@ -299,8 +300,6 @@ def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, An
     for role, (name, form) in ROLES.items():
         if role in facts["bundle"]["models"]:
             rows.append({"role": role, "name": name, "format": form, **_without_rows(facts["bundle"]["models"][role])})
-    teacher = {**rows[0], "role": "teacher-onnx", "name": "Teacher", "format": "ONNX fp32"}
-    rows.insert(1, {**teacher, "bytes": facts["export"]["bytes"]["teacher"]})
     report = facts["bench"]["report"]
     roles = dict(zip([target["name"] for target in report["targets"]], BENCHED, strict=True))
     timed: dict[str, dict[str, Any]] = {}

@@ -120,7 +120,7 @@ class DistillationTrainer(transformers.Trainer):
             self.train_dataset.lengths, self.args.per_device_train_batch_size, seed=self.args.seed
         )
         loader: DataLoader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,

@@ -11,6 +11,7 @@ PIPELINES = {"text-classification": "text-classification"}
 
 ROLES = {
     "teacher": "Teacher, PyTorch fp32",
+    "teacher-onnx": "Teacher, ONNX fp32",
     "baseline": "Same student without a teacher, PyTorch fp32",
     "student": "Student, PyTorch fp32",
     "student-onnx": "Student, ONNX fp32",

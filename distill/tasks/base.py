@@ -40,7 +40,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
         if not 0 <= row < len(self):
             raise IndexError(row)
         begin, end = self.offsets[row], self.offsets[row + 1]

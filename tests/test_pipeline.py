@@ -1,0 +1,168 @@
+"""From a pretrained checkpoint to a verified bundle, for real, on a tiny task."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from transformers import pipeline as transformers_pipeline
+
+from distill.export.runtime import Bundle
+from distill.pipeline import compress, run_stages
+from distill.recipe import Recipe
+
+
+def recipe_for(folder, intents, start, **changes):
+    values = {
+        "name": "intents",
+        "output": str(folder),
+        "teacher": {"start": str(start), "finetune": {"epochs": 8, "learning_rate": 3e-3}},
+        "student": {"layers": 1},
+        "data": {
+            "train": str(intents / "train.csv"),
+            "validation": str(intents / "validation.csv"),
+            "test": str(intents / "test.csv"),
+            "max_length": 32,
+        },
+        "training": {"epochs": 8, "learning_rate": 3e-3},
+        "bench": {"lengths": [8, 16], "runs": 10},
+    }
+    for section, fields in changes.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return Recipe.parse(values)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, intents_folder, tiny_start):
+    recipe = recipe_for(tmp_path_factory.mktemp("runs") / "intents", intents_folder, tiny_start)
+    return recipe, compress(recipe)
+
+
+def test_everything_that_was_promised_is_there(finished):
+    _, result = finished
+    made = {path.name for path in result.folder.iterdir()}
+    assert {"teacher", "student", "baseline", "bundle", "report.html", "report.md", "results.json"} <= made
+    assert not list(result.folder.rglob("*.writing"))
+    results = json.loads((result.folder / "results.json").read_text())
+    models = {row["role"]: row for row in results["models"]}
+    assert list(models) == ["teacher", "teacher-onnx", "baseline", "student", "student-onnx", "student-int8"]
+    assert models["teacher"]["metrics"]["accuracy"] > 0.9
+    assert models["student-int8"]["retention"] > 0.9
+    assert models["student-int8"]["bytes"] < models["student-onnx"]["bytes"] < models["teacher-onnx"]["bytes"]
+    assert set(models["student-int8"]["latency_ms"]) == {"8", "16"}
+    assert [step["step"] for step in results["verification"]] == [
+        "export of the teacher",
+        "export of the student",
+        "int8 quantisation",
+    ]
+    assert [point for point in results["curves"]["student"] if "accuracy" in point]
+    assert any("verified" in line for line in result.summary())
+
+
+def test_transformers_and_the_bundle_give_the_same_answers(finished, intents_folder):
+    _, result = finished
+    texts = ["where my card is", "hello , what the euro rate is", "why my code is refused today"]
+    classify = transformers_pipeline("text-classification", model=str(result.folder / "student"), top_k=None)
+    for file, tolerance in (("onnx/model.onnx", 1e-4), (None, 0.05)):
+        for theirs, ours in zip(classify(texts), Bundle.load(result.bundle, file=file).predict(texts), strict=True):
+            assert theirs[0]["label"] == ours.label
+            for entry in theirs:
+                assert abs(entry["score"] - ours.probabilities[entry["label"]]) < tolerance
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    recipe, result = finished
+    stamps = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.is_file()}
+    again = compress(recipe)
+    changed = {
+        str(path.relative_to(result.folder))
+        for path, stamp in stamps.items()
+        if path.stat().st_mtime_ns != stamp and path.name not in ("recipe.toml", ".lock")
+    }
+    assert changed == set()
+    assert again.summary() == result.summary()
+
+
+def test_one_seed_one_result(finished, tmp_path, intents_folder, tiny_start):
+    _, result = finished
+    other = recipe_for(tmp_path / "again", intents_folder, tiny_start)
+    run_stages(other, until="finetune")
+    name = "teacher/model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (result.folder / name).read_bytes()
+
+
+def test_a_trimmed_vocabulary_ships_whole(finished, tmp_path, intents_folder, tiny_start):
+    """The teacher keeps its tokenizer, the student learns and ships with its own."""
+    _, first = finished
+    recipe = recipe_for(
+        tmp_path / "trimmed",
+        intents_folder,
+        first.folder / "teacher",
+        teacher={"start": "", "checkpoint": str(first.folder / "teacher")},
+        student={"layers": 1, "vocabulary": "used"},
+        training={"epochs": 8, "learning_rate": 3e-3, "baseline": False},
+    )
+    result = compress(recipe)
+    results = json.loads((result.folder / "results.json").read_text())
+    models = {row["role"]: row for row in results["models"]}
+    assert "baseline" not in models
+    assert models["student-int8"]["metrics"]["accuracy"] > 0.85
+    pieces = json.loads((result.bundle / "tokenizer.json").read_text())["model"]["vocab"]
+    kept = json.loads((first.bundle / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(pieces) < len(kept)
+    assert json.loads((result.bundle / "config.json").read_text())["vocab_size"] == len(pieces)
+
+
+def test_unlabelled_text_joins_the_transfer_set(finished, tmp_path, intents_folder):
+    _, first = finished
+    free = tmp_path / "free.txt"
+    free.write_text("\n".join(f"when does my card come number {number}" for number in range(40)))
+    recipe = recipe_for(
+        tmp_path / "free",
+        intents_folder,
+        "",
+        teacher={"start": "", "checkpoint": str(first.folder / "teacher")},
+        data={
+            "train": str(intents_folder / "train.csv"),
+            "validation": str(intents_folder / "validation.csv"),
+            "unlabelled": [str(free)],
+            "max_length": 32,
+        },
+        training={"epochs": 1, "learning_rate": 3e-3, "baseline": False},
+    )
+    facts = run_stages(recipe, until="label").facts
+    assert facts["label"]["rows"] == 320 + 40
+
+
+def test_labels_in_another_order_are_matched_by_name(finished, tmp_path, intents_folder):
+    _, first = finished
+    orders = {}
+    for name, labels in (("own", []), ("other", ["password", "arrival", "exchange"])):
+        recipe = recipe_for(
+            tmp_path / name,
+            intents_folder,
+            "",
+            teacher={"start": "", "checkpoint": str(first.folder / "teacher"), "label_map": {"exchange": "rates"}},
+            data={
+                "train": _renamed(intents_folder / "train.csv", tmp_path),
+                "validation": _renamed(intents_folder / "validation.csv", tmp_path),
+                "labels": [label.replace("exchange", "rates") for label in labels],
+                "max_length": 32,
+            },
+        )
+        facts = run_stages(recipe, until="finetune").facts["teacher"]
+        orders[name] = facts["labels"]
+        assert facts["validation"]["accuracy"] > 0.9
+    assert orders == {"own": ["arrival", "rates", "password"], "other": ["password", "arrival", "rates"]}
+
+
+def _renamed(source, folder):
+    path = folder / source.name
+    path.write_text(source.read_text().replace(",exchange", ",rates"))
+    return str(path)
+
+
+def test_predictions_are_finite_and_sum_to_one(finished):
+    _, result = finished
+    found = Bundle.load(result.bundle)(os.linesep.join(["card"] * 500))
+    assert np.isclose(sum(found.probabilities.values()), 1.0, atol=1e-5)
