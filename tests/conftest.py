@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +102,114 @@ def tiny_start(tmp_path_factory: pytest.TempPathFactory, intents_folder: Path) -
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class TinyBundle:
+    """A real bundle and the PyTorch model that it came from."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    texts: list[str]
+
+    def probabilities(self, texts: list[Any], max_length: int = 48) -> Any:
+        """(B, C) float32, from PyTorch, each text or pair asked alone."""
+        import torch
+
+        rows = []
+        for text in texts:
+            given = (text,) if isinstance(text, str) else text
+            tokens = self.tokenizer(*given, truncation=True, max_length=max_length, return_tensors="pt")
+            with torch.inference_mode():
+                rows.append(self.model(**tokens).logits.softmax(-1)[0])
+        return torch.stack(rows).numpy()
+
+
+def _taught(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> Any:
+    """The model after a second of training, so that texts differ in their answers."""
+    import torch
+
+    names = sorted({row["label"] for row in rows})
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.bert.embeddings.word_embeddings.weight, std=0.3)
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    labels = torch.tensor([names.index(row["label"]) for row in rows])
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBundle]:
+    """By folder and what differs: a bundle as `distill export` writes it, of a model taught for a second."""
+    import csv
+    import json
+
+    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+
+    from distill.export.bundle import Contents, write_bundle
+    from distill.export.graph import export_graph
+    from distill.export.quantize import quantize_dynamic_int8
+    from distill.tasks.text_classification import TextClassification
+
+    with (intents_folder / "test.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    texts = [row["text"] for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_start)
+
+    def make(folder: Path, *, name: str = "tiny", labels: Sequence[str] = ("arrival", "exchange", "password")) -> Any:
+        config = AutoConfig.from_pretrained(tiny_start)
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+        model = _taught(BertForSequenceClassification(config), tokenizer, rows)
+        work = folder.with_name(folder.name + ".work")
+        model.save_pretrained(work / "model")
+        tokenizer.save_pretrained(work / "model")
+        metadata = {
+            "distill.format": "1",
+            "distill.task": "text-classification",
+            "distill.labels": json.dumps(list(labels), ensure_ascii=False),
+            "distill.max_length": "48",
+        }
+        spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
+        export_graph(model, spec, work / "model.onnx", metadata=metadata)
+        quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target="portable", metadata=metadata)
+        contents = Contents(
+            name=name,
+            task="text-classification",
+            labels=labels,
+            max_length=48,
+            fp32_onnx=work / "model.onnx",
+            int8_onnx=work / "int8.onnx",
+            model_folder=work / "model",
+            golden_texts=[*texts[:6], (texts[0], texts[1])],
+            metrics={},
+            verification=[],
+            recipe_toml='name = "tiny"\n',
+            versions={"distill": "0"},
+        )
+        write_bundle(folder, contents)
+        return TinyBundle(folder, model, tokenizer, texts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(make_bundle: Callable[..., TinyBundle], tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """One tiny bundle for every test that only reads it."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny-bundle")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(shared_bundle: TinyBundle) -> Path:
+    """The folder of `shared_bundle`; not to be written to."""
+    return shared_bundle.folder
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "own"))

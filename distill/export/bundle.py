@@ -13,10 +13,9 @@ from typing import Any
 import distill
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
-from distill.export.runtime import QUANTIZED, Bundle, Text
+from distill.export.runtime import FULL, QUANTIZED, Bundle, Text
 from distill.files import replace_folder, sha256_file, write_json, write_text
 
-FULL = "onnx/model.onnx"
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")

@@ -9,6 +9,7 @@ Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors`: the bas
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,13 +20,13 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from distill.errors import BundleError
+from distill.errors import BundleError, DataError
 
 Array = np.ndarray
 Text = str | tuple[str, str]
 """A text, or a pair of them."""
 
-QUANTIZED = "onnx/model_quantized.onnx"
+QUANTIZED, FULL = "onnx/model_quantized.onnx", "onnx/model.onnx"
 STREAM = 256
 """Texts held at a time when streaming: enough to sort by length, little enough to forget."""
 
@@ -35,7 +36,7 @@ class OnnxModel:
 
     Args:
         path: One file; one that points to data outside itself is refused.
-        threads: Threads of a call. One is fastest for a short sentence on most phones.
+        threads: Threads of a call; 0 leaves it to ONNX Runtime. One is fastest for a short sentence on most phones.
 
     Raises:
         BundleError: The file is missing, broken, or not alone.
@@ -73,18 +74,82 @@ class OnnxModel:
         return dict(zip(self.outputs, values, strict=True))
 
 
+MODEL, GRAPH, NODE, ATTRIBUTE, TENSOR, SPARSE, FUNCTION = range(7)
+INSIDE = {
+    MODEL: {7: GRAPH, 25: FUNCTION},
+    GRAPH: {1: NODE, 5: TENSOR, 15: SPARSE},
+    NODE: {5: ATTRIBUTE},
+    ATTRIBUTE: {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE, 23: SPARSE},
+    SPARSE: {1: TENSOR, 2: TENSOR},
+    FUNCTION: {7: NODE, 11: ATTRIBUTE},
+    TENSOR: {},
+}
+"""By message of onnx.proto: the numbers of the fields that lead to tensors."""
+EXTERNAL_DATA, DATA_LOCATION = 13, 14
+"""Fields of TensorProto that say its values are in another file."""
+
+
 def refuse_external_data(path: Path) -> None:
     """Refuses an ONNX file that keeps weights in another file: that file could be any on this machine.
 
-    In protobuf a TensorProto names its file by an entry whose key is `location`: field 1 (tag 0x0A), 8 bytes.
+    Walks the protobuf without reading the weights themselves; 20 MB take about 10 ms.
 
     Raises:
-        BundleError: The file points outside itself.
+        BundleError: The file points outside itself, or is no protobuf.
     """
-    if b"\x0a\x08location\x12" in path.read_bytes():
+    if path.stat().st_size == 0:
+        raise BundleError("it is empty", where=str(path), fix="Copy the whole bundle again.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            outside = _points_outside(data, 0, len(data), MODEL)
+        except (IndexError, ValueError, RecursionError):
+            raise BundleError("it is no ONNX file", where=str(path), fix="Copy the whole bundle again.") from None
+    if outside:
         raise BundleError(
             "it keeps weights outside itself", where=str(path), fix="Use a bundle whose ONNX files are single files."
         )
+
+
+def _points_outside(data: mmap.mmap, at: int, end: int, message: int) -> bool:
+    """Whether a tensor between `at` and `end`, which hold one `message`, has its values in another file."""
+    while at < end:
+        key, at = _varint(data, at)
+        field, kind = key >> 3, key & 7
+        value = 0
+        if kind == 0:  # a whole number
+            value, after = _varint(data, at)
+        elif kind == 2:  # bytes, text or another message
+            size, at = _varint(data, at)
+            after = at + size
+        elif kind in (1, 5):  # 8 or 4 bytes
+            after = at + (8 if kind == 1 else 4)
+        else:
+            raise ValueError(f"wire type {kind}")
+        if after > end:
+            raise ValueError("a field ends behind its message")
+        if message == TENSOR and (field == EXTERNAL_DATA or (field == DATA_LOCATION and value)):
+            return True
+        if kind == 2 and field in INSIDE[message] and _points_outside(data, at, after, INSIDE[message][field]):
+            return True
+        at = after
+    return False
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, least first, and where it ends."""
+    value = data[at]
+    if value < 128:
+        return value, at + 1
+    value, shift = value & 127, 7
+    while True:
+        at += 1
+        byte = data[at]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at + 1
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number has more than 64 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +235,16 @@ class Bundle:
             raise BundleError(
                 f"cannot be read ({reason})", where=str(path), fix="Copy the whole bundle again."
             ) from None
-        config = json.loads(inside(folder, "config.json").read_text(encoding="utf-8"))
-        padding = {"input_ids": int(config.get("pad_token_id") or 0)}
+        path = inside(folder, "config.json")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            padding = {"input_ids": int(config.get("pad_token_id") or 0)}
+            named = [config["id2label"][key] for key in sorted(config.get("id2label", {}), key=int)]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again."
+            ) from None
         bundle = cls(model, tokenizer, padding, folder)
-        named = [config["id2label"][key] for key in sorted(config.get("id2label", {}), key=int)]
         if named != bundle.labels:
             raise BundleError(
                 f"labels {named[:4]} in config.json are not the graph's {bundle.labels[:4]}",
@@ -209,11 +280,16 @@ class Bundle:
             yield from self.predict(chunk, batch_size=batch_size)
 
     def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
-        """Token ids and token types of each text, special tokens included, cut to the maximum length."""
-        return [
-            {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
-            for encoding in self._tokenizer.encode_batch(list(texts))
-        ]
+        """Token ids and token types of each text, special tokens included, cut to the maximum length.
+
+        Raises:
+            DataError: One of them is neither a string nor a pair of strings.
+        """
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        except (TypeError, UnicodeEncodeError):  # something that is no text, or half a surrogate pair
+            encodings = self._tokenizer.encode_batch([_text(text, row) for row, text in enumerate(texts)])
+        return [{"input_ids": encoding.ids, "token_type_ids": encoding.type_ids} for encoding in encodings]
 
     def pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Array]:
         """Rows of ids to `input_ids`, `attention_mask` and `token_type_ids`, (B, L) int64 each."""
@@ -228,6 +304,15 @@ class Bundle:
             batch["token_type_ids"][index, :length] = row["token_type_ids"]
             batch["attention_mask"][index, :length] = 1
         return batch
+
+
+def _text(text: Any, row: int) -> Text:
+    """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
+    if isinstance(text, str):
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        return str(_text(text[0], row)), str(_text(text[1], row))
+    raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings.")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import BundleError, VerificationError
-from distill.export.bundle import FORMAT, FULL, MANIFEST, golden_vectors
-from distill.export.runtime import QUANTIZED, Bundle, inside, refuse_external_data
+from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
+from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_external_data
 from distill.files import sha256_file
 from distill.machine import describe_machine
 
