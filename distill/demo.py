@@ -52,7 +52,7 @@ start = {start}
 floor = 0.7
 
 [teacher.finetune]
-epochs = 3
+epochs = 2
 
 [student]
 # Four of the teacher's six layers. `distill student list` names the other shapes.

@@ -158,6 +158,12 @@ def load_tokenizer(source: str, revision: str = "") -> Any:
             where=source,
             fix="Convert it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER).",
         )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes an empty one of nothing
+        raise TeacherError(
+            "its tokenizer's files are missing",
+            where=source,
+            fix="Save them beside the weights: tokenizer.save_pretrained(FOLDER).",
+        )
     if tokenizer.pad_token_id is None:
         raise TeacherError(
             "its tokenizer has no padding token",

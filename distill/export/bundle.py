@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import distill
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
 from distill.export.runtime import FULL, QUANTIZED, Bundle, Text
@@ -117,7 +116,6 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "labels": list(contents.labels),
         "max_length": contents.max_length,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "distill": distill.__version__,
         "versions": dict(contents.versions),
         "data": contents.data_source,
         "onnx_bytes": sizes,
