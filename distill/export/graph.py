@@ -18,7 +18,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import DeduplicateInitializersPass
 from torch import Tensor, nn
 
 from distill.errors import ExportError
@@ -112,7 +111,6 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
     if program is None:
         raise ExportError(f"torch.onnx gave nothing for {type(model).__name__}", where="export", fix="Upgrade torch.")
     graph = program.model
-    DeduplicateInitializersPass(size_limit=SINGLE_FILE_BYTES)(graph)  # layers that share weights come out with copies
     name_axes(graph, spec)
     name_weights(graph)
     return graph

@@ -139,8 +139,8 @@ def quantize_model(model: ir.Model, *, target: Target = "arm64", keep: Collectio
     weights = Weights(graph, LARGEST[target])
     for found in on_load:
         found.matmul.replace_input_with(1, _widened(found.matmul, *weights.of(found.weight), found.weight))
-    for x, group in by_input.items():
-        _quantize_products(x, group, weights, fused=target != "portable")
+    for group in by_input.values():
+        _quantize_products(group, weights, fused=target != "portable")
     done.tables += _quantize_tables(model)
     RemoveUnusedNodesPass()(model)
     if target != "portable":
@@ -194,9 +194,9 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(table / scales), -127, 127).astype(np.int8), scales
 
 
-def _quantize_products(x: ir.Value, group: list[Product], weights: Weights, *, fused: bool) -> None:
-    """Puts int8 products in the place of fp32 ones that read the same `x`, which is quantised once."""
-    graph = group[0].matmul.graph
+def _quantize_products(group: list[Product], weights: Weights, *, fused: bool) -> None:
+    """Puts int8 products in the place of fp32 ones that read the same value, which is quantised once."""
+    graph, x = group[0].matmul.graph, group[0].matmul.inputs[0]  # by now perhaps the result of another int8 product
     assert graph is not None
     first = min((found.matmul for found in group), key=list(graph).index) if len(group) > 1 else group[0].matmul
     if fused and len(group) == 1:
@@ -278,6 +278,6 @@ def _widen_before(graph: ir.Graph, table: ir.Value) -> None:
 
 
 def _widened(anchor: ir.Node, numbers: ir.Value, scales: ir.Value, like: ir.Value) -> ir.Value:
-    """Float(numbers) * scales, before `anchor`: ONNX Runtime computes what follows from constants when it loads a file."""
+    """Float(numbers) * scales, before `anchor`: ONNX Runtime computes what follows from constants on loading."""
     wide = node_before(anchor, "Cast", [numbers], to=int(ir.DataType.FLOAT))
     return node_after(wide, "Mul", [wide.outputs[0], scales], like).outputs[0]

@@ -18,6 +18,7 @@ from distill.export.passes.first_token import first_token_early
 from distill.export.passes.gelu import one_gelu
 from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes
+from distill.export.passes.weights import share_equal_weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Pass:
 
 
 DEFAULT: tuple[Pass, ...] = (
+    Pass("shared weights", share_equal_weights),
     Pass("constant shapes", constant_shapes),
     Pass("one Gelu", one_gelu),
     Pass("first token early", first_token_early),

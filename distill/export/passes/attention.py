@@ -161,7 +161,7 @@ def _merge(graph: ir.Graph, group: list[Product]) -> None:
     widths = [int(weight.shape[1]) for weight in weights]
     first = group[0]
     weight = _shared(graph, np.concatenate(weights, axis=1), _merged_name([part.weight for part in group]))
-    nodes = [ir.node("MatMul", [first.x, weight])]
+    nodes = [ir.node("MatMul", [first.matmul.inputs[0], weight])]
     if first.bias is not None:
         biases = [numbers_of(part.bias) for part in group]
         bias = _shared(graph, np.concatenate(biases), _merged_name([part.bias for part in group]))
