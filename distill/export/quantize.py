@@ -85,6 +85,7 @@ def quantize_dynamic_int8(
     target: Target = "arm64",
     metadata: Mapping[str, str] | None = None,
     keep: Collection[str] = (),
+    tables: bool = True,
 ) -> QuantizedGraph:
     """Writes the int8 form of an exported fp32 graph. The fp32 file stays as it is.
 
@@ -95,13 +96,14 @@ def quantize_dynamic_int8(
             without VNNI do not saturate; `portable` also keeps to standard ONNX operators.
         metadata: Strings that are added to, or replace, those of the fp32 file.
         keep: Names of weights (as `QuantizedGraph.products` lists them) whose products stay in fp32.
+        tables: Whether embedding tables are stored in int8 too.
 
     Raises:
         ExportError: A name in `keep` is no product of this graph, or nothing in the file can be quantised.
     """
     source, path = Path(fp32_path), Path(int8_path)
     model = ir.load(source)
-    done = quantize_model(model, target=target, keep=keep)
+    done = quantize_model(model, target=target, keep=keep, tables=tables)
     if not done.products and not done.tables:
         raise ExportError("nothing in it can be quantised", where=str(source), fix="Give the exported fp32 graph.")
     if unknown := sorted(set(keep) - set(done.kept)):
@@ -121,7 +123,14 @@ def quantize_dynamic_int8(
     )
 
 
-def quantize_model(model: ir.Model, *, target: Target = "arm64", keep: Collection[str] = ()) -> Quantized:
+def product_names(fp32_path: str | Path) -> list[str]:
+    """Names of the weights of an exported graph whose products int8 would run, in order."""
+    return quantize_model(ir.load(fp32_path), tables=False).products
+
+
+def quantize_model(
+    model: ir.Model, *, target: Target = "arm64", keep: Collection[str] = (), tables: bool = True
+) -> Quantized:
     """Quantises products and tables in place."""
     done, graph = Quantized(), model.graph
     gemm_as_product(model)
@@ -141,7 +150,8 @@ def quantize_model(model: ir.Model, *, target: Target = "arm64", keep: Collectio
         found.matmul.replace_input_with(1, _widened(found.matmul, *weights.of(found.weight), found.weight))
     for group in by_input.values():
         _quantize_products(group, weights, fused=target != "portable")
-    done.tables += _quantize_tables(model)
+    if tables:
+        done.tables += _quantize_tables(model)
     RemoveUnusedNodesPass()(model)
     if target != "portable":
         model.graph.opset_imports[FUSED] = 1
