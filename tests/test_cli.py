@@ -1,0 +1,89 @@
+"""The command line: quick to start, teaches with --help, and every command does what it says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from distill.cli import app
+from distill.recipe import Recipe
+
+RUNNER = CliRunner()
+COMMANDS = [
+    *("new", "compress", "finetune", "label", "train", "evaluate", "export", "report"),
+    *("demo", "bench", "predict", "verify", "student"),
+]
+
+
+def test_help_names_every_command():
+    text = RUNNER.invoke(app, ["--help"]).stdout
+    assert [name for name in COMMANDS if f" {name} " not in text] == []
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "student list", "student show"])
+def test_every_command_explains_itself(command):
+    done = RUNNER.invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert "Usage:" in done.stdout
+
+
+def test_neither_the_package_nor_the_help_loads_torch():
+    code = (
+        "import sys, distill, distill.cli\n"
+        "from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(distill.cli.app, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'onnx', 'onnxruntime', 'pydantic'} & set(sys.modules)\n"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_new_writes_a_recipe_that_loads_and_keeps_what_is_there(tmp_path):
+    path = tmp_path / "mine.toml"
+    assert RUNNER.invoke(app, ["new", str(path), "--teacher", "some/model", "--train", "a.csv"]).exit_code == 0
+    recipe = Recipe.load(path)
+    assert (recipe.name, recipe.teacher.checkpoint, recipe.data.train) == ("mine", "some/model", "a.csv")
+    again = RUNNER.invoke(app, ["new", str(path)])
+    assert "is there already" in str(again.exception)
+    assert Recipe.load(path) == recipe
+
+
+def test_student_list_and_show(minilm_folder):
+    assert "layers-4" in RUNNER.invoke(app, ["student", "list"]).stdout
+    shown = RUNNER.invoke(app, ["student", "show", "layers-4", "--teacher", str(minilm_folder)]).stdout
+    assert "embeddings" in shown
+    assert "total" in shown
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "0,16", "-3"])
+def test_numbers_that_are_none(text):
+    done = RUNNER.invoke(app, ["bench", "x.onnx", "--lengths", text])
+    assert done.exit_code == 2
+    assert "positive whole numbers" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_predict_answers_on_standard_output(tiny_bundle):
+    done = RUNNER.invoke(app, ["predict", str(tiny_bundle), "one", "two words", "--json"])
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["text"] for answer in answers] == ["one", "two words"]
+    assert all(answer["label"] in answer["probabilities"] for answer in answers)
+    piped = RUNNER.invoke(app, ["predict", str(tiny_bundle)], input="one\ntwo words\n").stdout
+    assert [line.split("\t")[0] for line in piped.splitlines()] == [answer["label"] for answer in answers]
+    pair = RUNNER.invoke(app, ["predict", str(tiny_bundle), "one", "--pair", "two"]).stdout
+    assert pair.rstrip().endswith("one | two")
+
+
+def test_verify_says_ok_and_fails_by_its_exit_code(tiny_bundle, tmp_path):
+    import shutil
+
+    assert RUNNER.invoke(app, ["verify", str(tiny_bundle)]).exit_code == 0
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / "README.md").write_text("changed")
+    done = RUNNER.invoke(app, ["verify", str(copy), "--json"])
+    assert done.exit_code != 0
+    assert json.loads(done.stdout)["ok"] is False
+    assert "README.md has changed" in str(done.exception)
