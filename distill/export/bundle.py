@@ -77,6 +77,12 @@ def _fill(folder: Path, contents: Contents) -> None:
             raise BundleError(f"{name} is missing", where=str(contents.model_folder), fix="Train the student again.")
     write_text(folder / "recipe.toml", contents.recipe_toml)
     bundle = Bundle.load(folder)
+    if bundle.labels != list(contents.labels):
+        raise BundleError(
+            f"the graph's labels {bundle.labels[:4]} are not the model's {list(contents.labels)[:4]}",
+            where=str(contents.int8_onnx),
+            fix="Export it again.",
+        )
     lines = [json.dumps(line, ensure_ascii=False) for line in golden_vectors(bundle, contents.golden_texts)]
     write_text(folder / "golden.jsonl", "\n".join(lines) + "\n")
     manifest = _manifest(folder, contents)

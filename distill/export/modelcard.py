@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
         "tags: [onnx, int8, knowledge-distillation, distill]",
         "---",
     ]
-    shown = ", ".join(f"`{_plain(label)}`" for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
+    shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
     text = f"""
 # {_plain(manifest["name"])}
@@ -71,8 +72,13 @@ const classify = await pipeline("text-classification", "THIS-FOLDER", {{ dtype: 
 console.log(await classify("a text"));
 ```
 
-Any ONNX Runtime (Android, iOS, C++): feed {_names(inputs)} as int64 of shape (batch, length), made by `tokenizer.json`;
-read {_names(outputs)} as float32 of shape (batch, {len(labels)}). Classes in order: `{json.dumps(labels, ensure_ascii=False)}`.
+Any ONNX Runtime (Android, iOS, C++): feed {_names(inputs)}
+as int64 of shape (batch, length), made by `tokenizer.json`; read {_names(outputs)}
+as float32 of shape (batch, {len(labels)}). Its columns:
+
+```json
+{_json(labels)}
+```
 
 ## Check
 
@@ -80,13 +86,16 @@ read {_names(outputs)} as float32 of shape (batch, {len(labels)}). Classes in or
 distill verify PATH/TO/THIS/FOLDER
 ```
 
-compares checksums, labels, tokens and the {"golden answers in `golden.jsonl`"} with what was shipped.
+compares checksums, labels, tokens and the golden answers in `golden.jsonl` with what was shipped. Ask one text at a
+time where answers must repeat to the last digit: int8 rounds by the range of the whole batch.
 """
     return "\n".join(front) + "\n" + text
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    names = list(next(iter(metrics.values()))["metrics"]) if metrics else []
+    if not metrics:
+        return "Not measured."
+    names = list(next(iter(metrics.values()))["metrics"])
     lines = [
         f"| model | {' | '.join(names)} | of the teacher's | same answer as the teacher | MB |",
         f"|---|{'---:|' * len(names)}---:|---:|---:|",
@@ -109,5 +118,12 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name that cannot break out of its place: Markdown readers render HTML, backticks end code."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'").replace("\n", " ")
+    """A name as Markdown text that cannot break out of its place: one line, every sign of HTML and Markdown escaped."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return re.sub(r"[&<>`*\[\]|\\~\"#]", lambda found: f"&#{ord(found[0])};", line)
+
+
+def _json(labels: Sequence[str]) -> str:
+    """JSON that neither ends a code block nor holds a tag; parsed, it is the labels."""
+    text = json.dumps(labels, ensure_ascii=False)
+    return re.sub(r"[&<>`\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.errors import BundleError, VerificationError
+import numpy as np
+import onnxruntime
+import tokenizers
+
+import distill
+from distill.errors import BundleError, DistillError, VerificationError
 from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
 from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_external_data
 from distill.files import sha256_file
@@ -45,7 +50,14 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """The verdict with the machine it was reached on."""
         checks = {name: {"ok": holds, "detail": detail} for name, (holds, detail) in self.checks.items()}
-        return {"ok": self.ok, "checks": checks, "facts": self.facts, "machine": describe_machine()}
+        libraries = {"distill": distill, "onnxruntime": onnxruntime, "tokenizers": tokenizers, "numpy": np}
+        return {
+            "ok": self.ok,
+            "checks": checks,
+            "facts": self.facts,
+            "machine": describe_machine(),
+            "versions": {name: module.__version__ for name, module in libraries.items()},
+        }
 
     def error(self) -> VerificationError:
         """The failed checks as one line."""
@@ -85,7 +97,7 @@ def _check(verdict: Verification, name: str, check: Callable[[], str]) -> None:
     """Records what `check` says, or why it failed."""
     try:
         verdict.checks[name] = (True, check())
-    except (BundleError, VerificationError) as error:
+    except DistillError as error:
         verdict.checks[name] = (False, error.what if error.where == str(verdict.folder) else str(error))
 
 
@@ -101,22 +113,33 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="Upgrade distill, or export the bundle again.",
         )
+    files, labels = manifest.get("files"), manifest.get("labels")
+    whole = isinstance(files, dict) and all(isinstance(facts, dict) and "sha256" in facts for facts in files.values())
+    if not whole or not isinstance(labels, list):
+        raise BundleError(f"{MANIFEST} names no files or labels", where=str(folder), fix="Copy the whole bundle again.")
     return dict(manifest)
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> str:
     expected: dict[str, Any] = manifest["files"]
-    for name, facts in expected.items():
-        path = inside(folder, name)
-        if path.is_symlink():
-            raise BundleError(f"{name} is a link", where=str(folder), fix="Copy the whole bundle again.")
-        if sha256_file(path) != facts["sha256"]:
-            raise BundleError(f"{name} has changed since it was shipped", where=str(folder))
+    problems = [problem for name, facts in expected.items() if (problem := _problem(folder, name, facts["sha256"]))]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
-    extra = sorted(found - set(expected) - {MANIFEST})
-    if extra:
-        raise BundleError(f"{', '.join(extra[:4])} did not ship with it", where=str(folder))
+    problems += [f"{name} did not ship with it" for name in sorted(found - set(expected) - {MANIFEST})]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise BundleError(", ".join(problems[:4]) + more, where=str(folder))
     return f"{len(expected)} files as shipped"
+
+
+def _problem(folder: Path, name: str, sha256: str) -> str:
+    """What is wrong with a file of the manifest, empty if nothing is."""
+    try:
+        path = inside(folder, name)
+    except BundleError as error:
+        return error.what
+    if path.is_symlink():
+        return f"{name} is a link"
+    return "" if sha256_file(path) == sha256 else f"{name} has changed since it was shipped"
 
 
 def _single_files(folder: Path) -> str:
@@ -135,20 +158,28 @@ def _labels(bundle: Bundle, manifest: dict[str, Any]) -> str:
 
 
 def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
-    lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [json.loads(line) for line in lines]
-    texts = [(line["text"], line["text_pair"]) if "text_pair" in line else line["text"] for line in kept]
-    worst, flips = 0.0, 0
-    for number, (then, now) in enumerate(zip(kept, golden_vectors(bundle, texts), strict=True), start=1):
-        if then["ids"] != now["ids"]:
-            raise VerificationError(f"golden.jsonl:{number} is now split into other tokens", where=str(bundle.folder))
-        old, new = then["probabilities"], now["probabilities"]
-        worst = max(worst, *(abs(a - b) for a, b in zip(old, new, strict=True)))
-        flips += old.index(max(old)) != new.index(max(new))
-    facts.update(golden=len(kept), golden_max_difference=worst, golden_flips=flips)
-    if worst > tolerance or flips:
+    where = str(bundle.folder)
+    try:
+        lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
+        kept = [json.loads(line) for line in lines]
+        texts = [(line["text"], line["text_pair"]) if "text_pair" in line else line["text"] for line in kept]
+        then = np.array([line["probabilities"] for line in kept], np.float64).reshape(len(kept), len(bundle.labels))
+        ids = [line["ids"] for line in kept]
+    except (ValueError, KeyError, TypeError):
+        raise VerificationError("golden.jsonl cannot be read", where=where) from None
+    if not kept:
+        raise VerificationError("golden.jsonl holds no text, so nothing is proved", where=where)
+    answers = golden_vectors(bundle, texts)
+    changed = [number for number, (old, new) in enumerate(zip(ids, answers, strict=True), 1) if old != new["ids"]]
+    if changed:
+        raise VerificationError(f"golden.jsonl:{changed[0]} is now split into other tokens", where=where)
+    now = np.array([answer["probabilities"] for answer in answers])
+    worst, flips = float(np.abs(now - then).max()), int((now.argmax(1) != then.argmax(1)).sum())
+    facts.update(golden=len(kept), golden_max_difference=worst if np.isfinite(worst) else None, golden_flips=flips)
+    if not worst <= tolerance or flips:  # written so that NaN fails
         raise VerificationError(
-            f"golden probabilities differ by up to {worst:.4f} (allowed {tolerance}), {flips} of {len(kept)} labels flip",
-            where=str(bundle.folder),
+            f"golden probabilities differ by up to {worst:.4f} (allowed {tolerance}), "
+            f"{flips} of {len(kept)} labels flip",
+            where=where,
         )
     return f"{len(kept)} texts: same tokens, same labels, probabilities within {worst:.1e}"
