@@ -150,6 +150,17 @@ def test_attention_is_what_the_eager_model_computes(name: str) -> None:
         torch.testing.assert_close(features[f"attention.{k}"] * valid, weights * valid, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "modernbert", "t5"])
+def test_attention_without_padding(name: str) -> None:
+    """sdpa is then given no mask at all, and GPT-2 still looks back only."""
+    model, eager, batch = build(name), build(name, "eager"), batch_for(name)
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    with torch.no_grad():
+        weights = TappedModel(model, ["attention.1"])(batch)["attention.1"]
+        expected = eager(**inputs_for(eager, batch), output_attentions=True).attentions[0]
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_reach_the_student_through_every_tap(name: str) -> None:
     """In training mode, with dropout. A detached tap would leave its loss without effect."""
