@@ -249,7 +249,8 @@ def _quantize_tables(model: ir.Model) -> list[str]:
         uses = table.uses()
         if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2:
             continue
-        if numbers.shape[-2] <= FEW_ROWS or numbers.shape[-1] <= FEW_COLUMNS:
+        width = numbers.shape[-1]
+        if width <= FEW_COLUMNS or numbers.size // width <= FEW_ROWS:
             continue
         if not uses or any(use.idx != 0 or use.node.domain != "" for use in uses):
             continue

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from distill.export.passes.attention import merge_products, scale_into_query
 from distill.export.passes.embeddings import fold_constant_rows, slice_positions
 from distill.export.passes.first_token import first_token_early
 from distill.export.passes.gelu import one_gelu
+from distill.export.passes.layout import sequence_first
 from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes, gemm_as_product
 
@@ -150,6 +154,38 @@ def test_gelu_by_tanh_is_one_node(tiny: Callable[[str], Any]) -> None:
     assert apply_passes(graph, [Pass("gelu", one_gelu)]) == {"gelu": 2}
     assert kinds(graph).count("Gelu") == 2
     assert "Pow" not in kinds(graph)
+
+
+@pytest.mark.parametrize(
+    "family, turned", [("bert", 1), ("roberta", 1), ("albert", 1), ("modernbert", 0), ("deberta-v2", 0)]
+)
+def test_the_sequence_comes_first_where_heads_are_multiplied_at_once(
+    family: str, turned: int, tiny: Callable[[str], Any]
+) -> None:
+    graph = tiny(family).graph
+    constant_shapes(graph)
+    assert sequence_first(graph) == turned
+    assert sequence_first(graph) == 0
+    if turned:
+        perms = [list(node.attributes["perm"].as_ints()) for node in graph.graph if node.op_type == "Transpose"]
+        heads = [perm for perm in perms if len(perm) == 4]
+        assert heads.count([1, 2, 0, 3]) == 4  # queries and values of two layers
+        assert heads.count([1, 2, 3, 0]) == 2  # keys
+        assert heads.count([2, 0, 1, 3]) == 2  # what comes out
+        assert len([perm for perm in perms if len(perm) == 3]) == 0  # nothing is copied to get there
+
+
+def test_onnx_runtime_then_moves_no_heads(tiny: Callable[[str], Any], load: Callable[..., Any], tmp_path: Path) -> None:
+    graph = tiny("bert").graph
+    apply_passes(graph)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(load(graph).path, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "seen.onnx").graph.node]
+    assert kinds.count("FusedMatMul") == 4  # scores and weighted values of two layers
+    assert kinds.count("Transpose") == 4  # ids twice, and what comes out of two attentions
+    assert "SkipLayerNormalization" not in kinds
 
 
 def test_residuals_are_sums(tiny: Callable[[str], Any]) -> None:

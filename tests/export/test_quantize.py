@@ -89,7 +89,7 @@ def test_products_and_tables_are_int8_and_the_last_product_is_not(
     assert "bert.encoder.layer.0.attention.self.query+key+value.weight.scaled" in made.products
     assert "bert.pooler.dense.weight.product" in made.products
     assert made.kept == ("classifier.weight.product",)
-    assert made.tables == ("bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight.rows")
+    assert [name.split(".")[2] for name in made.tables] == ["word_embeddings", "position_embeddings"]
     large = {
         name: value.dtype for name, value in values(made.path).items() if value.ndim > 1 and min(value.shape[-2:]) > 3
     }

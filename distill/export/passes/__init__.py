@@ -16,6 +16,7 @@ from distill.export.passes.attention import merge_products, scale_into_query
 from distill.export.passes.embeddings import fold_constant_rows, slice_positions
 from distill.export.passes.first_token import first_token_early
 from distill.export.passes.gelu import one_gelu
+from distill.export.passes.layout import sequence_first
 from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes
 from distill.export.passes.weights import share_equal_weights
@@ -44,6 +45,7 @@ DEFAULT: tuple[Pass, ...] = (
     Pass("constant rows folded", fold_constant_rows),
     Pass("positions sliced", slice_positions),
     Pass("residual as Sum", residual_as_sum),
+    Pass("sequence first", sequence_first),
 )
 """The order in which they find most: shapes before what reads shapes, narrowing before merging."""
 
