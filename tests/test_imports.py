@@ -11,7 +11,8 @@ import pytest
 HEAVY = {"torch", "transformers", "datasets", "onnx", "onnx_ir", "onnxscript", "sklearn", "pyarrow", "jinja2", "pandas"}
 ASKED = "import sys; sys.argv = ['distill', *sys.argv[1:]]\nfrom distill.cli import main\n"
 TOLD = "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))\n"
-PROGRAM = f"{ASKED}try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\nfinally:\n    {TOLD}"
+RUN = "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+PROGRAM = ASKED + RUN + TOLD
 
 
 def loaded(*command: str, program: str = PROGRAM) -> set[str]:
