@@ -1,70 +1,205 @@
-"""First form."""
+"""The objective: weighted terms, each a sum over valid items and their count, and the projections that go with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from distill.objectives.base import SumCount, Unit, count_units
+from distill.encoders import Architecture
+from distill.features import Features
+from distill.objectives.base import Loss, SumCount, Unit, count_units
+from distill.objectives.first_losses import LOSSES
+from distill.objectives.layer_map import EarthMover, LayerMap, layer_text
+from distill.objectives.plan import Plan, plan_terms
+from distill.objectives.projection import Projections
+from distill.objectives.schedule import dynamic_temperature
 from distill.recipe import TermRecipe
+
+_BATCH_NAMES = {"mask": "attention_mask"}
+"""What a loss calls a column of the batch, where that differs."""
 
 
 class Objective(nn.Module):
-    def __init__(self, terms: Sequence[TermRecipe], student: Any, teacher: Any, layer_map: Any = None) -> None:
+    """Mixes losses. Its parameters are projections, trained with the student and thrown away after.
+
+    Args:
+        plans: Checked terms, of `plan_terms`.
+        seed: For the projections' starting weights.
+
+    Attributes:
+        student_taps: Features wanted of the student.
+        teacher_taps: Features wanted of the teacher; empty where the labels are enough.
+        units: What each term is divided by: one of the keys of `counts`.
+    """
+
+    def __init__(self, plans: Sequence[Plan], *, seed: int = 0) -> None:
         super().__init__()
-        self.terms = list(terms)
-        n, m = student.layers, teacher.layers
-        self.pairs = [(i, round(i * m / n)) for i in range(n + 1)]
-        self.units = {
-            t.loss: {"soft_labels": Unit.SCORED, "hard_labels": Unit.LABELLED, "hidden_mse": Unit.TOKENS}[t.loss]
-            for t in terms
-        }
-        hid = any(t.loss == "hidden_mse" for t in terms)
-        self.student_taps = frozenset(["logits"] + [f"hidden.{a}" for a, _ in self.pairs if hid])
-        self.teacher_taps = frozenset(
-            (["logits"] if "soft_labels" in self.units else []) + [f"hidden.{b}" for _, b in self.pairs if hid]
-        )
+        self.plans = tuple(plans)
+        self.student_taps: frozenset[str] = frozenset().union(*(plan.student_taps for plan in plans))
+        self.teacher_taps: frozenset[str] = frozenset().union(*(plan.teacher_taps for plan in plans))
+        self.units: dict[str, Unit] = {plan.name: plan.loss.unit for plan in plans}
+        self.projections = nn.ModuleDict()
+        self.movers = nn.ModuleDict()
+        for plan in plans:
+            if plan.widths is not None:
+                layers = [mine for mine, _ in plan.layers]
+                self.projections[plan.name] = Projections(
+                    layers, *plan.widths, sharing=plan.sharing, init=plan.init, seed=seed, name=plan.name
+                )
+            if plan.emd_temperature is not None:
+                self.movers[plan.name] = EarthMover(plan.layers, temperature=plan.emd_temperature)
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[Unit, Tensor]:
+        """Every unit of the batch as an fp32 scalar: summed over a window, they divide the terms' sums."""
         return count_units(batch)
 
     def weights(self, progress: float) -> dict[str, float]:
-        return {t.loss: float(t.weight) for t in self.terms}
+        """The factor of each term at this share of training."""
+        return {plan.name: plan.weight(progress) for plan in self.plans}
+
+    def forward(
+        self, student: Features, teacher: Features, batch: Mapping[str, Tensor], progress: float = 0.0
+    ) -> dict[str, SumCount]:
+        """(sum, count) of each term whose weight is not 0 at this progress; weights are not applied.
+
+        A term over several layers gives the mean of their sums. No gradient flows to the teacher.
+
+        Args:
+            student: At least `student_taps`.
+            teacher: At least `teacher_taps`.
+            batch: `attention_mask` (B, L), `scored`, `labels` as the terms read them.
+            progress: Share of training done, in [0, 1].
+        """
+        teacher = {name: value.detach() for name, value in teacher.items()}
+        return {
+            plan.name: self._term(plan, student, teacher, batch, progress)
+            for plan in self.plans
+            if plan.weight(progress) != 0.0
+        }
+
+    def _term(
+        self, plan: Plan, student: Features, teacher: Features, batch: Mapping[str, Tensor], progress: float
+    ) -> SumCount:
+        call = _bind(plan, batch, progress)
+        feature = plan.loss.feature
+        if not plan.layers:
+            return _on_logits(plan, call, student["logits"], teacher.get("logits"), batch, progress)
+        pairs = [
+            (self._projected(plan, student[f"{feature}.{mine}"], mine), teacher[f"{feature}.{theirs}"])
+            for mine, theirs in plan.layers
+        ]
+        if plan.loss.layers_per_item == 2:
+            neighbours = itertools.pairwise(pairs)
+            results = [call((low[0], high[0]), (low[1], high[1])) for low, high in neighbours]
+        else:
+            results = [call(mine, theirs) for mine, theirs in pairs]
+        sums = torch.stack([total for total, _ in results])
+        count = results[0][1]
+        if plan.emd_temperature is None:
+            return sums.mean(), count
+        costs = sums.view(len({mine for mine, _ in plan.layers}), -1)  # (S, T): pairs stand student by student
+        return (self.movers[plan.name](costs.detach() / count.clamp(min=1.0)) * costs).sum(), count
+
+    def _projected(self, plan: Plan, feature: Tensor, layer: int) -> Tensor:
+        if plan.widths is None:
+            return feature
+        projected: Tensor = self.projections[plan.name](feature, layer)
+        return projected
+
+    @property
+    def layer_maps(self) -> dict[str, LayerMap]:
+        """(student, teacher) layers of each term that reads layers."""
+        return {plan.name: list(plan.layers) for plan in self.plans if plan.layers}
 
     def rows(self) -> list[list[str]]:
-        return [[t.loss, str(t.weight), "", ""] for t in self.terms]
+        """Term, weight, what it reads, layers (student from teacher): for a printed table."""
+        return [[plan.name, str(plan.weight), _reads(plan), layer_text(plan.layers)] for plan in self.plans]
 
     def describe(self) -> list[dict[str, Any]]:
-        return [{"term": t.loss, "weight": t.weight} for t in self.terms]
-
-    def forward(self, student: Any, teacher: Any, batch: Any, progress: float = 0.0) -> dict[str, SumCount]:
-        c = count_units(batch)
-        out = {}
-        for t in self.terms:
-            if t.loss == "soft_labels":
-                T = float(t.temperature or 1.0)
-                p = (teacher["logits"] / T).softmax(-1)
-                out[t.loss] = (
-                    F.kl_div((student["logits"] / T).log_softmax(-1), p, reduction="sum") * T * T,
-                    c[Unit.SCORED],
-                )
-            elif t.loss == "hard_labels":
-                out[t.loss] = (
-                    F.cross_entropy(student["logits"], batch["labels"], reduction="sum", ignore_index=-100),
-                    c[Unit.LABELLED],
-                )
-            else:
-                m = batch["attention_mask"].unsqueeze(-1).float()
-                s = sum(
-                    (((student[f"hidden.{a}"] - teacher[f"hidden.{b}"]) ** 2).mean(-1, keepdim=True) * m).sum()
-                    for a, b in self.pairs
-                )
-                out[t.loss] = (s / len(self.pairs), c[Unit.TOKENS])
-        return out
+        """Each term as plain data, for a report and for keys: equal descriptions compute the same."""
+        return [
+            {
+                "term": plan.name,
+                "loss": plan.loss.name,
+                "weight": str(plan.weight),
+                "temperature": "" if plan.temperature is None else str(plan.temperature),
+                "reads": _reads(plan),
+                "layers": [list(pair) for pair in plan.layers],
+                "options": {**plan.options, **plan.dynamic},
+            }
+            for plan in self.plans
+        ]
 
 
-def build_objective(terms: Any, student: Any, teacher: Any, layer_map: Any = None) -> Objective:
-    return Objective(terms, student, teacher, layer_map)
+def build_objective(
+    terms: Sequence[TermRecipe],
+    student: Architecture,
+    teacher: Architecture,
+    layer_map: LayerMap | None = None,
+    *,
+    losses: Mapping[str, Loss] = LOSSES,
+    seed: int = 0,
+) -> Objective:
+    """Checks terms against both shapes and builds the objective.
+
+    Args:
+        terms: Of a recipe or a preset.
+        student: Of `describe(student)`.
+        teacher: Of `describe(teacher)`.
+        layer_map: (student, teacher) layers from 1 as the student was built; what `layers = "inherited"` stands for.
+        losses: The table of losses; a larger one adds losses of your own.
+        seed: For the projections' starting weights.
+
+    Raises:
+        ObjectiveError: Naming every problem at once.
+    """
+    return Objective(plan_terms(terms, student, teacher, losses, layer_map), seed=seed)
+
+
+def _bind(plan: Plan, batch: Mapping[str, Tensor], progress: float) -> Callable[..., SumCount]:
+    """The loss with its options and its columns of the batch filled in."""
+    options = dict(plan.options)
+    if plan.temperature is not None:
+        options["temperature"] = plan.temperature(progress)
+    inputs = {name: batch[_BATCH_NAMES.get(name, name)] for name in plan.loss.inputs}
+
+    def call(student: Any, teacher: Any) -> SumCount:
+        return plan.loss.function(student, teacher, **inputs, **options)
+
+    return call
+
+
+def _on_logits(
+    plan: Plan,
+    call: Callable[..., SumCount],
+    student: Tensor,
+    teacher: Tensor | None,
+    batch: Mapping[str, Tensor],
+    progress: float,
+) -> SumCount:
+    if not plan.dynamic or teacher is None or plan.temperature is None:
+        return call(student, teacher)
+    # Each row is divided by its own temperature in units of the base one, which the loss then applies: the gradient is
+    # scaled back by the square of the base, not of each row's own.
+    base = plan.temperature(progress)
+    scored = batch["scored"]
+    ratio = torch.ones_like(student[..., :1], dtype=torch.float32)
+    chosen = {"kind": plan.dynamic["dynamic"], "beta": plan.dynamic["beta"], "gamma": plan.dynamic["gamma"]}
+    ratio[scored] = dynamic_temperature(student[scored], teacher[scored], base=base, **chosen) / base
+    return call(student / ratio, teacher / ratio)
+
+
+def _reads(plan: Plan) -> str:
+    parts = [plan.loss.feature or "logits and labels"]
+    if plan.temperature is not None:
+        parts.append(f"temperature {plan.temperature}")
+    if plan.dynamic:
+        parts.append(f"by example ({plan.dynamic['dynamic']})")
+    if plan.widths is not None:
+        one = "one projection" if plan.sharing == "shared" else "projected"
+        parts.append(f"{one} {plan.widths[0]} to {plan.widths[1]}")
+    return ", ".join(parts)
