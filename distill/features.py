@@ -15,6 +15,7 @@ Scores and attention are computed in fp32 from the recorded queries and keys.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,6 +83,10 @@ class TappedModel:
         self._close = weakref.finalize(
             self, _remove, _attach(self._encoder, _needs(self.taps, self._encoder), self._notes)
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TappedModel:
+        # The copied model still has the old hooks, which stay silent; these are its own.
+        return TappedModel(copy.deepcopy(self.model, memo), self.taps)
 
     def close(self) -> None:
         """Removes the hooks; calls after this find nothing to record."""

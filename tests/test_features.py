@@ -285,6 +285,16 @@ def test_two_taps_on_one_model_and_a_copy_of_it_stay_apart() -> None:
     assert first._notes.kept is None
 
 
+def test_a_copied_tap_reads_its_own_model() -> None:
+    """As a callback that keeps an averaged copy of the trained module would make it."""
+    model, batch = build("bert"), batch_for("bert")
+    tapped = TappedModel(model, ["hidden.2"])
+    twin = copy.deepcopy(tapped)
+    with torch.no_grad():
+        twin.model.bert.embeddings.word_embeddings.weight.mul_(2.0)
+        assert not torch.allclose(twin(batch)["hidden.2"], tapped(batch)["hidden.2"])
+
+
 def test_a_failing_forward_leaves_nothing_recorded() -> None:
     model = build("bert")
     tapped = TappedModel(model, ["hidden.1"])
