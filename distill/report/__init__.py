@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jinja2
 
 from distill.files import write_text
-from distill.report.svg import bar_chart, line_chart
+from distill.report.svg import bar_chart, line_chart, shares
 
 __all__ = ["write_report"]
 
@@ -31,6 +32,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
         "bench": latency_rows(results.get("bench") or {}),
         "charts": charts(results),
         "headline": headline(results),
+        "roles": [row["role"] for row in results.get("models", [])],
     }
     paths = []
     for name in ("report.md", "report.html"):
@@ -48,8 +50,12 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, Any]:
         {**target, "p50": {cell["length"]: cell["p50"] for cell in first if cell["target"] == target["name"]}}
         for target in bench.get("targets", [])
     ]
+    for target in targets:
+        slow = targets[0]["p50"]
+        target["times"] = {length: slow[length] / fast for length, fast in target["p50"].items() if slow.get(length)}
+    shape = {"batch": cells[0]["batch"], "threads": cells[0]["threads"]} if cells else {}
     lengths = sorted({cell["length"] for cell in first})
-    return {"targets": targets, "lengths": lengths, "notes": bench.get("notes", [])}
+    return {"targets": targets, "lengths": lengths, "notes": bench.get("notes", []), **shape}
 
 
 def headline(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -78,11 +84,15 @@ def _speed(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> tuple[str,
     return length, slow[length]["p50"] / fast[length]["p50"]
 
 
+SERIES = {"teacher": "teacher", "baseline": "same student without a teacher", "student": "student"}
+"""Curves by role, in the order of the colours: grey is the teacher's, blue the student's."""
+
+
 def charts(results: Mapping[str, Any]) -> dict[str, str]:
-    """Metric and loss by epoch and latency by length, as inline SVG; empty where nothing is known."""
+    """Metric and loss by epoch, latency by length, bytes and seconds by part; empty where nothing is known."""
     metric = results.get("metric", "metric")
-    names = {"student": "student", "baseline": "without a teacher"}
-    curves = {names[key]: points for key, points in results.get("curves", {}).items() if key in names}
+    found = results.get("curves", {})
+    curves = {name: found.get(role, []) for role, name in SERIES.items()}
     latency: dict[str, dict[str, float]] = {}
     for row in results.get("models", []):
         for length, cell in (row.get("latency_ms") or {}).items():
@@ -92,16 +102,24 @@ def charts(results: Mapping[str, Any]) -> dict[str, str]:
             {name: [(p["epoch"], p[metric]) for p in points if metric in p] for name, points in curves.items()},
             title=f"{metric} on validation data by epoch",
             x_label="epoch",
-            y_label=f"{metric} on validation data",
+            y_label=f"{metric} on the validation data",
         ),
         "loss": line_chart(
             {name: [(p["epoch"], p["loss"]) for p in points if "loss" in p] for name, points in curves.items()},
             title="training loss by epoch",
             x_label="epoch",
-            y_label="training loss (each its own objective)",
+            y_label="training loss; each has its own objective, compare shapes and not heights",
         ),
         "latency": bar_chart(latency, title="median latency by length", y_label="median ms a call, lower is better"),
+        "bytes": shares(_bytes_by_part(results), unit="MB", digits=2),
+        "time": shares({stage["name"]: stage["seconds"] for stage in results.get("stages", [])}, unit="s"),
     }
+
+
+def _bytes_by_part(results: Mapping[str, Any]) -> dict[str, float]:
+    """Megabytes of the int8 file by part of the model."""
+    steps = [step["components"] for step in results.get("verification", []) if step.get("components")]
+    return {part["name"]: part["bytes"] / 1e6 for part in steps[-1]} if steps else {}
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
@@ -112,7 +130,9 @@ def _environment(*, html: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
-    environment.filters.update(percent=percent, megabytes=megabytes, number=number, cell=cell)
+    environment.filters.update(
+        percent=percent, megabytes=megabytes, number=number, difference=difference, count=count, day=day, cell=cell
+    )
     return environment
 
 
@@ -123,7 +143,7 @@ def percent(value: float | None) -> str:
 
 def megabytes(value: float | None) -> str:
     """Bytes as millions of them."""
-    return f"{value / 1e6:.1f}" if isinstance(value, (int, float)) else NOT_MEASURED
+    return f"{value / 1e6:.{1 if value >= 1e6 else 3}f}" if isinstance(value, (int, float)) else NOT_MEASURED
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -131,7 +151,22 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else NOT_MEASURED
 
 
+def difference(value: float | None) -> str:
+    """A difference that may be tiny: 0.0117, or 2.4e-07."""
+    return number(value) if not isinstance(value, float) or value >= 1e-3 or value == 0 else f"{value:.1e}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with thousands apart."""
+    return f"{value:,}" if isinstance(value, int) else NOT_MEASURED
+
+
+def day(value: str | None) -> str:
+    """2026-11-23T07:24:07+00:00 as 2026-11-23 07:24 UTC."""
+    return f"{value[:16].replace('T', ' ')} UTC" if isinstance(value, str) and value.endswith("+00:00") else str(value)
+
+
 def cell(value: object) -> str:
     """Text for a Markdown table: one line, no bars, and no HTML, which Markdown readers would render."""
     text = " ".join(str(value).split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+    return re.sub(r"[&<>`|*\[\]\\~]", lambda found: f"&#{ord(found[0])};", text)

@@ -1,4 +1,7 @@
-"""Two small charts as inline SVG: no script, no font, no file beside the page."""
+"""Three small charts as inline SVG: no script, no font, no file beside the page.
+
+Colours are the page's CSS variables `--c0` to `--c3`, so that a chart is readable on white and on black.
+"""
 
 from __future__ import annotations
 
@@ -6,115 +9,154 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-COLOURS = ("#0b6e99", "#c2571a", "#5b7f2b", "#8a5aa8")
-"""Told apart by people who see no red or no green, on white and on black (after Okabe and Ito)."""
+COLOURS = 4
+"""How many colours the page defines; a fifth series begins anew."""
+DASHES = ("2 3", "6 3", "none", "8 3 2 3")
+"""So that lines are told apart in print, too. The third, the student's, is the solid one."""
 
-WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34
+HEIGHT = 240
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 18, 38
 
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(series: Mapping[str, Points], *, title: str, x_label: str, y_label: str) -> str:
-    """One line a series, each named at its end in the legend above.
+def line_chart(series: Mapping[str, Points], *, title: str, x_label: str, y_label: str, width: int = 480) -> str:
+    """One line a series, named in the legend above.
 
     Args:
-        series: (x, y) points by name, in the order of x; empty ones are left out.
+        series: (x, y) points by name, in the order of x. What is empty or not finite is left out, but keeps its colour,
+            so that a name has the same colour in several charts.
         title: What a screen reader says.
         x_label: Below the axis, with its unit.
         y_label: In the legend, with its unit.
+        width: In the unit of the text, which is 12 high: a chart shown narrow needs a small one.
+
+    Returns:
+        A `<figure>`, or an empty string where there is nothing to draw.
     """
-    drawn = {name: list(points) for name, points in series.items() if points}
+    finite = {name: [(x, y) for x, y in points if math.isfinite(x + y)] for name, points in series.items()}
+    drawn = {name: points for name, points in finite.items() if points}
     if not drawn:
         return ""
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     low, high = _room(min(ys), max(ys))
-    begin, end = min(xs), max(max(xs), min(xs) + 1e-9)
+    begin, end = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, min(xs) + 0.5)
 
-    def place(x: float, y: float) -> str:
-        right = LEFT + (x - begin) / (end - begin) * (WIDTH - LEFT - RIGHT)
+    def place(x: float, y: float) -> tuple[str, str]:
+        right = LEFT + (x - begin) / (end - begin) * (width - LEFT - RIGHT)
         up = HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        return f"{right:.1f},{up:.1f}"
+        return f"{right:.1f}", f"{up:.1f}"
 
-    parts = [_grid(low, high), _x_axis(begin, end, x_label)]
-    for colour, (_name, points) in zip(_colours(len(drawn)), drawn.items(), strict=True):
-        path = " ".join(place(x, y) for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        last = place(*points[-1]).split(",")
-        parts.append(f'<circle cx="{last[0]}" cy="{last[1]}" r="3.5" fill="{colour}"/>')
-    return _figure(title, list(drawn), y_label, "".join(parts))
+    parts = [_grid(low, high, width), _x_axis(begin, end, x_label, width)]
+    colours = {name: number for number, name in enumerate(series) if name in drawn}
+    for name, number in colours.items():
+        points = drawn[name]
+        path = " ".join(",".join(place(x, y)) for x, y in points)
+        x, y = place(*points[-1])
+        parts.append(
+            f'<polyline points="{path}" style="stroke:{_colour(number)}" stroke-dasharray="{_dash(number)}"/>'
+            f'<circle cx="{x}" cy="{y}" r="4" style="fill:{_colour(number)}"/>'
+        )
+    return _figure(title, colours, y_label, "".join(parts), width)
 
 
-def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str, y_label: str) -> str:
+def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str, y_label: str, width: int = 760) -> str:
     """Bars beside each other in each group, their values above them.
 
     Args:
         groups: Value by series by group, such as `{"16 tokens": {"teacher": 3.7, "student": 0.6}}`.
         title: What a screen reader says.
         y_label: In the legend, with its unit.
+        width: In the unit of the text, which is 12 high.
+
+    Returns:
+        A `<figure>`, or an empty string where there is nothing to draw.
     """
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
-    if not names:
+    finite = [value for values in groups.values() for value in values.values() if math.isfinite(value)]
+    if not finite:
         return ""
-    highest = max(value for values in groups.values() for value in values.values()) * 1.12 or 1.0
-    room = (WIDTH - LEFT - RIGHT) / len(groups)
-    bar = min(44.0, room * 0.8 / len(names))
-    parts = [_grid(0.0, highest)]
+    highest = max(finite) * 1.08 or 1.0
+    room = (width - LEFT - RIGHT) / len(groups)
+    bar = min(48.0, room * 0.84 / len(names))
+    parts = [_grid(0.0, highest, width)]
     for place, (group, values) in enumerate(groups.items()):
         middle = LEFT + (place + 0.5) * room
-        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(group)}</text>')
+        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{escape(group)}</text>')
         for index, name in enumerate(names):
-            if name not in values:
-                continue
-            left = middle + (index - len(names) / 2) * bar
-            tall = values[name] / highest * (HEIGHT - TOP - BOTTOM)
-            top = HEIGHT - BOTTOM - tall
-            colour = _colours(len(names))[index]
-            centre, value = left + bar / 2 - 1, _short(values[name])
-            parts.append(
-                f'<rect x="{left:.1f}" y="{top:.1f}" width="{bar - 2:.1f}" height="{tall:.1f}" fill="{colour}"/>'
-                f'<text x="{centre:.1f}" y="{top - 4:.1f}" text-anchor="middle">{value}</text>'
-            )
-    return _figure(title, names, y_label, "".join(parts))
+            value = values.get(name, math.nan)
+            if math.isfinite(value):
+                left = middle + (index - len(names) / 2) * bar
+                parts.append(_bar(left, bar, value, value / highest, index))
+    return _figure(title, {name: number for number, name in enumerate(names)}, y_label, "".join(parts), width)
 
 
-def _figure(title: str, names: Sequence[str], y_label: str, inside: str) -> str:
+def shares(parts: Mapping[str, float], *, unit: str, digits: int = 1) -> str:
+    """A row for each part, with a bar as long as its value beside the others', as a table without lines.
+
+    Args:
+        parts: Value by name, in the order of the rows.
+        unit: Behind each value.
+        digits: Behind the point.
+    """
+    most = max((value for value in parts.values() if math.isfinite(value)), default=0.0)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td class="n">{value:.{digits}f} {escape(unit)}</td>'
+        f'<td class="bar"><i style="width:{100 * value / most if most > 0 else 0:.1f}%"></i></td></tr>'
+        for name, value in parts.items()
+        if math.isfinite(value)
+    )
+    return f'<table class="shares"><tbody>{rows}</tbody></table>' if rows else ""
+
+
+def _bar(left: float, wide: float, value: float, share: float, index: int) -> str:
+    tall = share * (HEIGHT - TOP - BOTTOM)
+    top = HEIGHT - BOTTOM - tall
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide - 3:.1f}" height="{tall:.1f}" rx="2"'
+        f' style="fill:{_colour(index)}"/>'
+        f'<text class="value" x="{left + (wide - 3) / 2:.1f}" y="{top - 5:.1f}" text-anchor="middle">'
+        f"{_short(value)}</text>"
+    )
+
+
+def _figure(title: str, colours: Mapping[str, int], y_label: str, inside: str, width: int) -> str:
     keys = "".join(
-        f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>'
-        for colour, name in zip(_colours(len(names)), names, strict=True)
+        f'<span class="key"><i style="background:{_colour(number)}"></i>{escape(name)}</span>'
+        for name, number in colours.items()
     )
     return (
-        f"<figure><figcaption>{escape(y_label)} {keys}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">'
+        f"<figure><figcaption>{escape(y_label)}<br>{keys}</figcaption>"
+        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{escape(title)}</title>{inside}</svg></figure>"
     )
 
 
-def _grid(low: float, high: float) -> str:
+def _grid(low: float, high: float, width: int) -> str:
     lines = []
     for value in _ticks(low, high):
         up = HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
         lines.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{value:g}</text>'
+            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
+            f'<text x="{LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
     return "".join(lines)
 
 
-def _x_axis(begin: float, end: float, label: str) -> str:
+def _x_axis(begin: float, end: float, label: str, width: int) -> str:
     texts = []
     for value in _ticks(begin, end):
-        right = LEFT + (value - begin) / (end - begin) * (WIDTH - LEFT - RIGHT)
-        texts.append(f'<text x="{right:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return "".join(texts) + f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{escape(label)}</text>'
+        right = LEFT + (value - begin) / (end - begin) * (width - LEFT - RIGHT)
+        texts.append(f'<text x="{right:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{value:g}</text>')
+    middle = (LEFT + width - RIGHT) / 2
+    return "".join(texts) + f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(label)}</text>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Up to six multiples of 1, 2 or 5 times a power of ten, between `low` and `high`."""
     power = 10.0 ** math.floor(math.log10((high - low) / 5))
-    size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 5)
+    size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 5 * (1 - 1e-9))
     return [round(number * size, 12) for number in range(math.ceil(low / size), math.floor(high / size) + 1)]
 
 
@@ -127,5 +169,9 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _colours(count: int) -> tuple[str, ...]:
-    return tuple(COLOURS[index % len(COLOURS)] for index in range(count))
+def _colour(number: int) -> str:
+    return f"var(--c{number % COLOURS})"
+
+
+def _dash(number: int) -> str:
+    return DASHES[number % len(DASHES)]

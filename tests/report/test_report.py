@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from distill.report import charts, headline, latency_rows, write_report
+
+EVIL = "</td><script>alert('x')</script>|`*[a](javascript:b)\n# big"
+VOID = {"meta", "br", "img", "input", "hr", "link"}
+
+
+def latency(*times: float) -> dict[str, dict[str, float]]:
+    return {length: {"p50": time, "p90": time, "p99": time} for length, time in zip(("16", "32"), times, strict=True)}
+
+
+def model(role: str, name: str, form: str, accuracy: float, size: float, **facts: Any) -> dict[str, Any]:
+    metrics = {"accuracy": accuracy, "macro_f1": accuracy - 0.01}
+    row = {"role": role, "name": name, "format": form, "parameters": 19_164_288, "bytes": size, "metrics": metrics}
+    return {**row, "retention": accuracy / 0.91, "agreement": 0.97, "latency_ms": None, **facts}
+
+
+RESULTS: dict[str, Any] = {
+    "name": "Film reviews",
+    "task": "text-classification",
+    "created": "2026-11-23T07:24:07+00:00",
+    "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0"},
+    "machine": {"cpu": "A CPU", "cores": 2},
+    "labels": ["negative", "positive"],
+    "data": {"train": 6920, "validation": 872, "test": 1821, "unlabelled": 60000, "source": "train.csv"},
+    "metric": "accuracy",
+    "models": [
+        model("teacher", "Teacher", "PyTorch", 0.91, 91e6),
+        model("teacher-onnx", "Teacher", "ONNX fp32", 0.91, 92e6, latency_ms=latency(8.0, 16.0)),
+        model("baseline", "Same student, no distillation", "PyTorch", 0.88, 76e6),
+        model("student-int8", "Student", "ONNX int8", 0.905, 20e6, latency_ms=latency(1.0, 2.0)),
+    ],
+    "curves": {
+        "student": [{"epoch": 0.5, "loss": 2.0}, {"epoch": 1.0, "accuracy": 0.8}, {"epoch": 2.0, "accuracy": 0.9}],
+        "baseline": [{"epoch": 0.5, "loss": 1.0}, {"epoch": 1.0, "accuracy": 0.7}],
+    },
+    "layer_map": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": 4}],
+    "objective": [{"term": "soft_labels", "weight": 1.0}],
+    "disagreements": [
+        {
+            "text": "not bad",
+            "label": "positive",
+            "teacher": "positive",
+            "teacher_probability": 0.9,
+            "student": "negative",
+            "student_probability": 0.6,
+        }
+    ],
+    "verification": [
+        {"step": "export", "max_abs_diff": 2.4e-7, "agreement": 1.0, "metric": 0.91, "metric_before": 0.91},
+        {
+            "step": "int8 quantisation",
+            "max_abs_diff": 0.31,
+            "agreement": 0.994,
+            "metric": 0.905,
+            "metric_before": 0.91,
+            "components": [{"name": "embeddings", "bytes": 12e6}, {"name": "layer 1", "bytes": 8e6}],
+        },
+    ],
+    "bench": {
+        "cells": [
+            {"target": name, "batch": 1, "threads": 1, "length": length, "p50": time}
+            for name, times in (("teacher.onnx", (8.0, 16.0)), ("int8.onnx", (1.0, 2.0)))
+            for length, time in zip((16, 32), times, strict=True)
+        ],
+        "targets": [
+            {"name": "teacher.onnx", "load_ms": 130.0, "memory_bytes": 210e6},
+            {"name": "int8.onnx", "load_ms": 50.0, "memory_bytes": 64e6},
+        ],
+        "notes": ["A CPU, 2 cores"],
+    },
+    "stages": [{"name": "train", "seconds": 200.0}],
+}
+
+
+class Page(HTMLParser):
+    """A page that must be well formed: every element that is opened is closed, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def written(results: dict[str, Any], folder: Path) -> tuple[str, Page]:
+    markdown, page = write_report(results, folder)
+    return markdown.read_text(encoding="utf-8"), Page(page.read_text(encoding="utf-8"))
+
+
+def test_both_files_tell_what_was_measured(tmp_path: Path) -> None:
+    markdown, page = written(RESULTS, tmp_path)
+    for text in (markdown, page.text):
+        for fact in (
+            "99.5%",
+            "4.6x",
+            "8.0x",
+            "97.0%",
+            "Film reviews",
+            "1,821",
+            "0.9050",
+            "2.4e-07",
+            "2026-11-23 07:24 UTC",
+        ):
+            assert fact in text
+        assert "Same student, no distillation" in text
+        assert "not bad" in text
+    assert "| Student | ONNX int8 | 19,164,288 | 20.0 | 0.9050 | 0.8950 | 99.5% | 97.0% |" in markdown
+    assert "| int8.onnx | 1.00 (8.0x) | 2.00 (8.0x) | 50 | 64.0 |" in markdown
+    assert "1 as 2, 2 as 4" in page.text
+
+
+def test_markdown_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:
+    """A bar in a text would move every number behind it into the wrong column."""
+    results = copy.deepcopy(RESULTS)
+    results["disagreements"][0]["text"] = EVIL
+    markdown, _ = written(results, tmp_path)
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    assert len(tables) >= 6
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """It is opened from a disk, mailed, and kept for years."""
+    _, page = written(RESULTS, tmp_path)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "img", "embed", "base"}
+    values = [value or "" for _, given in page.tags for name, value in given.items() if name != "xmlns"]
+    assert not [value for value in values if "//" in value or value.startswith("javascript:")]
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("http") == text.count('xmlns="http://www.w3.org/2000/svg"')
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_page_reads_on_a_phone_and_in_the_dark(tmp_path: Path) -> None:
+    write_report(RESULTS, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "prefers-color-scheme: dark" in text
+    assert '<html lang="en">' in text
+
+
+def test_every_chart_is_xml_with_a_title(tmp_path: Path) -> None:
+    write_report(RESULTS, tmp_path)
+    found = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    assert len(found) == 3
+    for chart in found:
+        root = ElementTree.fromstring(chart)
+        assert root.get("role") == "img"
+        assert root[0].text
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    """And JSON's way there and back changes nothing."""
+    for name, results in (("a", RESULTS), ("b", json.loads(json.dumps(RESULTS)))):
+        (tmp_path / name).mkdir()
+        write_report(results, tmp_path / name)
+    for file in ("report.md", "report.html"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_results_are_not_changed(tmp_path: Path) -> None:
+    before = copy.deepcopy(RESULTS)
+    write_report(RESULTS, tmp_path)
+    assert before == RESULTS
+
+
+@pytest.mark.parametrize("key", ["name", "labels", "text", "label", "model", "term", "target", "note", "stage", "cpu"])
+def test_whatever_a_person_named_is_escaped(key: str, tmp_path: Path) -> None:
+    results = copy.deepcopy(RESULTS)
+    if key == "name":
+        results["name"] = EVIL
+    elif key == "labels":
+        results["labels"] = [EVIL, "b"]
+    elif key in ("text", "label"):
+        results["disagreements"][0] |= {key: EVIL, "teacher": EVIL, "student": EVIL}
+    elif key == "model":
+        results["models"][3]["name"] = EVIL  # also a name in the chart of latencies
+    elif key == "term":
+        results["objective"][0]["weight"] = EVIL
+    elif key == "target":
+        results["bench"]["targets"][1]["name"] = EVIL
+    elif key == "note":
+        results["bench"]["notes"] = [EVIL]
+    elif key == "stage":
+        results["stages"][0]["name"] = EVIL
+    else:
+        results["machine"]["cpu"] = EVIL
+    markdown, page = written(results, tmp_path)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script" not in markdown
+    assert "](javascript" not in markdown
+    assert "\n# big" not in markdown
+
+
+@pytest.mark.parametrize("key", sorted(set(RESULTS) - {"name", "task"}))
+def test_a_part_that_is_missing_is_said_to_be(key: str, tmp_path: Path) -> None:
+    results = {name: value for name, value in RESULTS.items() if name != key}
+    markdown, page = written(results, tmp_path)
+    if key in ("models", "bench", "curves", "verification", "disagreements"):
+        assert "Not measured." in page.text
+    if key in ("models", "bench", "verification", "disagreements"):
+        assert "Not measured." in markdown
+
+
+def test_a_number_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
+    results = copy.deepcopy(RESULTS)
+    del results["models"][3]["agreement"]
+    results["models"][3]["retention"] = None
+    markdown, page = written(results, tmp_path)
+    assert "| 0.9050 | 0.8950 | not measured | not measured |" in markdown
+    assert page.text.count("not measured") == 4  # the row's two, and two of the headline
+
+
+def test_nothing_measured_at_all(tmp_path: Path) -> None:
+    markdown, page = written({"name": "empty", "task": "text-classification"}, tmp_path)
+    assert markdown.count("Not measured.") == 4
+    assert "empty" in page.text
+    assert "undefined" not in markdown.lower() + page.text.lower()
+
+
+def test_no_disagreement_is_not_the_same_as_none_measured(tmp_path: Path) -> None:
+    markdown, page = written({**RESULTS, "disagreements": []}, tmp_path)
+    assert "Nowhere on the test data." in markdown
+    assert "Nowhere on the test data." in page.text
+
+
+def test_no_baseline_is_not_praised(tmp_path: Path) -> None:
+    models = [row for row in RESULTS["models"] if row["role"] != "baseline"]
+    _, page = written({**RESULTS, "models": models}, tmp_path)
+    assert "what distillation adds" not in page.text
+
+
+def test_the_headline_is_of_the_file_that_ships() -> None:
+    facts = {fact["name"]: fact["value"] for fact in headline(RESULTS)}
+    assert facts == {
+        "of the teacher's accuracy": "99.5%",
+        "smaller: 20.0 MB": "4.6x",
+        "faster at 32 tokens, one thread": "8.0x",
+        "same answer as the teacher": "97.0%",
+    }
+
+
+def test_latency_rows_compare_with_the_first() -> None:
+    rows = latency_rows(RESULTS["bench"])
+    assert rows["lengths"] == [16, 32]
+    assert rows["targets"][1]["times"] == {16: 8.0, 32: 8.0}
+    assert (rows["batch"], rows["threads"]) == (1, 1)
+    assert latency_rows({}) == {"targets": [], "lengths": [], "notes": []}
+
+
+def test_only_the_first_shape_is_in_the_table() -> None:
+    """Other batch sizes and thread counts stay in results.json: mixed in, they would overwrite the first."""
+    bench = copy.deepcopy(RESULTS["bench"])
+    bench["cells"] += [{**cell, "batch": 8, "p50": 1e9} for cell in bench["cells"]]
+    assert latency_rows(bench)["targets"][0]["p50"] == {16: 8.0, 32: 16.0}
+
+
+def test_charts_of_parts() -> None:
+    found = charts(RESULTS)
+    assert "12.00 MB" in found["bytes"]
+    assert "200.0 s" in found["time"]
+    assert charts({}) == {"metric": "", "loss": "", "latency": "", "bytes": "", "time": ""}
