@@ -85,6 +85,8 @@ class DistillationTrainer(transformers.Trainer):
         callbacks: As in any Trainer.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         student: Any,

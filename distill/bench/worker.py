@@ -1,0 +1,270 @@
+"""One model in one process, timed on request: JSON lines in, JSON lines out.
+
+Started once a model, so that load time and memory are that model's alone:
+
+    (it has loaded)                                      ->  {"load_ns": ..., "idle_bytes": ..., "vocabulary": 30522}
+    {"batch": 1, "length": 16, "ids": 999, "calls": 20}  ->  {"ns": [...]}       ids drawn below 999
+    {"texts": ["a text", ...]}                           ->  {"tokens": 17.3}    mean tokens of a text
+    {"batch": 1, "length": 0, "ids": 999, "calls": 20}   ->  {"ns": [...]}       those texts in turn
+    {"memory": true}                                     ->  {"peak_bytes": 41234432}
+
+What goes wrong is answered as {"error": "what", "fix": "what to do"}. The process ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from distill.errors import BundleError, DistillError
+from distill.machine import peak_bytes, resident_bytes
+
+Array = np.ndarray
+SEED = 0
+MOST_IDS = 2**18
+"""Where the search for the size of a vocabulary ends."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+
+
+class Model(Protocol):
+    """A loaded model."""
+
+    def __call__(self, batch: Mapping[str, Array]) -> Any:
+        """Answers one batch: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, (B, L) int64 each."""
+
+    def count_ids(self) -> int:
+        """How many token ids it knows."""
+
+
+def main(path: str, threads: int) -> None:
+    """Loads `path`, says how long that took, then answers requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    for answer in _answers(Path(path), threads):
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _answers(path: Path, threads: int) -> Iterator[dict[str, Any]]:
+    try:
+        load = prepare_torch(path, threads) if path.is_dir() else prepare_onnx(path, threads)
+        idle, start = resident_bytes(), time.perf_counter_ns()
+        model = load()
+        taken = time.perf_counter_ns() - start
+        yield {"load_ns": taken, "idle_bytes": idle, "vocabulary": model.count_ids()}
+    except Exception as error:  # told to the driver, which raises it as one line
+        yield _told(error)
+        return
+    texts = _Texts(path)
+    for line in sys.stdin:
+        try:
+            yield _answer(json.loads(line), model, texts)
+        except Exception as error:  # a shape that the graph refuses; the next one may fit
+            yield _told(error)
+
+
+def _answer(request: dict[str, Any], model: Model, texts: _Texts) -> dict[str, Any]:
+    if "memory" in request:
+        return {"peak_bytes": peak_bytes()}
+    if "texts" in request:
+        return {"tokens": texts.take(request["texts"])}
+    rows, length, calls = request["batch"], request["length"], request["calls"]
+    if length:
+        batch = random_batch(rows, length, request["ids"])
+        return {"ns": [_time(lambda: model(batch)) for _ in range(calls)]}
+    return {"ns": [_time(lambda: model(texts.next_batch(rows))) for _ in range(calls)]}
+
+
+def _time(call: Callable[[], Any]) -> int:
+    start = time.perf_counter_ns()
+    call()
+    return time.perf_counter_ns() - start
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, DistillError):
+        return {"error": error.what, "fix": error.fix}
+    return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300], "fix": ""}
+
+
+def random_batch(rows: int, length: int, ids: int) -> dict[str, Array]:
+    """Full rows of ids drawn evenly from [0, ids): no padding, the same for every model that is asked."""
+    values = np.random.default_rng(SEED).integers(0, ids, (rows, length), np.int64)
+    return _whole(values, np.ones_like(values))
+
+
+def _whole(ids: Array, mask: Array) -> dict[str, Array]:
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.ascontiguousarray(positions),
+    }
+
+
+# ONNX -----------------------------------------------------------------------------------------------------------------
+
+
+class _Onnx:
+    """A session, fed what its inputs list, in the types they list."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from distill.export.runtime import OnnxModel
+
+        self._session = OnnxModel(path, threads=threads).session
+        self._inputs = [(value.name, DTYPES.get(value.type), value.shape) for value in self._session.get_inputs()]
+        for name, dtype, shape in self._inputs:
+            if name not in INPUTS or dtype is None or len(shape) != 2:
+                raise BundleError(
+                    f"its input {name!r} is none that bench can fill",
+                    fix="Give a graph that reads input_ids, attention_mask, token_type_ids or position_ids.",
+                )
+
+    def __call__(self, batch: Mapping[str, Array]) -> Any:
+        return self._session.run(None, {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs})
+
+    def count_ids(self) -> int:
+        """Found by asking, about thirty times: ONNX Runtime refuses a row that the embedding has not."""
+        high = 1
+        while high < MOST_IDS and self._knows(high):
+            high *= 2
+        low = high // 2  # low is known, or is 0 where the graph takes nothing: a call will then say why
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._knows(middle) else (low, middle)
+        return low + 1
+
+    def _knows(self, identity: int) -> bool:
+        import onnxruntime
+
+        fixed = self._inputs[0][2]
+        rows, length = (size if isinstance(size, int) else least for size, least in zip(fixed, (1, 2), strict=True))
+        batch = _whole(np.full((rows, length), identity, np.int64), np.ones((rows, length), np.int64))
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4
+        try:
+            self._session.run(None, {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs}, quiet)
+        except Exception:  # onnxruntime raises classes of its own
+            return False
+        return True
+
+
+def _as(values: Array, dtype: Any) -> Array:
+    return values if values.dtype == dtype else values.astype(dtype)
+
+
+def prepare_onnx(path: Path, threads: int) -> Callable[[], Model]:
+    """Imports what a session needs; what it returns loads the file, and only that is timed."""
+    import distill.export.runtime  # noqa: F401 (imported before the clock starts)
+
+    return lambda: _Onnx(path, threads)
+
+
+# PyTorch --------------------------------------------------------------------------------------------------------------
+
+
+class _Torch:
+    """A checkpoint in fp32, as `transformers` loads it."""
+
+    def __init__(self, path: Path, model_class: Any) -> None:
+        import inspect
+
+        import torch
+
+        self._torch = torch
+        self._model = model_class.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, local_files_only=True
+        ).eval()
+        taken = inspect.signature(self._model.forward).parameters
+        self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken]
+
+    def __call__(self, batch: Mapping[str, Array]) -> Any:
+        with self._torch.inference_mode():
+            return self._model(**{name: self._torch.from_numpy(batch[name]) for name in self._inputs})[0].numpy()
+
+    def count_ids(self) -> int:
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+
+def prepare_torch(path: Path, threads: int) -> Callable[[], Model]:
+    """Imports torch and reads the configuration; what it returns loads the weights, and only that is timed."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    named = (config.architectures or ["none"])[0]
+    model_class = getattr(transformers, named, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise BundleError(
+            f"its config.json names the architecture {named!r}, which transformers {transformers.__version__} lacks",
+            fix="Name one of transformers' model classes in `architectures`.",
+        )
+    return lambda: _Torch(path, model_class)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+class _Texts:
+    """Real sentences for a model with a tokenizer; tokenising is part of every timed call, as it is in an app."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, count()
+        self._texts: Sequence[str] = []
+
+    def take(self, texts: Sequence[str]) -> float:
+        """Keeps the texts and returns how many tokens they have on average."""
+        from tokenizers import Tokenizer
+
+        folder = self._folder()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        config = _json(folder / "config.json")
+        self._padding = config.get("pad_token_id") or 0
+        longest = min(
+            _json(folder / "tokenizer_config.json").get("model_max_length") or 512,
+            config.get("max_position_embeddings") or 512,
+        )
+        self._tokenizer.enable_truncation(int(longest))
+        self._texts = texts
+        return float(np.mean([len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]))
+
+    def next_batch(self, rows: int) -> dict[str, Array]:
+        """The next `rows` texts, beginning again after the last, padded to the longest of them."""
+        texts = [self._texts[next(self._at) % len(self._texts)] for _ in range(rows)]
+        found = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        ids = np.full((rows, max(map(len, found))), self._padding, np.int64)
+        mask = np.zeros_like(ids)
+        for row, values in enumerate(found):
+            ids[row, : len(values)], mask[row, : len(values)] = values, 1
+        return _whole(ids, mask)
+
+    def _folder(self) -> Path:
+        nearby = (self._path, self._path.parent, self._path.parent.parent)
+        for folder in nearby:
+            if (folder / "tokenizer.json").is_file():
+                return folder
+        raise BundleError(
+            "there is no tokenizer.json beside it or in the folder above",
+            fix="Give a bundle or a checkpoint folder, or measure without texts.",
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
