@@ -143,10 +143,10 @@ class EarthMover(nn.Module):
 
     Each side's layers hold weights that sum to 1, even at first. The flow F that carries the one to the other at the
     least cost sum_ij F_ij D_ij is found anew for each batch; layers that were cheap to reach then weigh more:
-    c_i = sum_j F_ij D_ij / w_i, w_i <- softmax_i(sum_k c_k / c_i / temperature). Two guards the reference lacks: no c_i
-    counts as less than a hundredth of their mean, and every layer keeps a hundredth of an even share, so that a layer
-    that is learnt perfectly does not take all the weight for good. The weights are part of the module's state: a resume
-    goes on from them. Flow and weights follow each micro-batch, so a split of the batch changes the value a little.
+    c_i = sum_j F_ij D_ij / w_i, w_i <- softmax_i(sum_k c_k / c_i / temperature). One guard the reference lacks: every
+    layer keeps a hundredth of an even share, so that a layer that is learnt perfectly does not take all the weight for
+    good. The weights are part of the module's state: a resume goes on from them. Flow and weights follow each
+    micro-batch, so a split of the batch changes the value a little.
 
     Args:
         pairs: All pairs of student and teacher layers.
@@ -187,8 +187,7 @@ class EarthMover(nn.Module):
         return torch.from_numpy(flow).to(costs.device, torch.float32)
 
     def _cheaper(self, moved: Tensor, weights: Tensor) -> Tensor:
-        costs = moved.clamp(min=1e-12) / weights
-        costs = costs.clamp(min=float(costs.mean()) / 100.0)
+        costs = moved.clamp(min=1e-12) / weights  # an inherited embedding layer costs nothing at first
         return 0.99 * (costs.sum() / costs / self.temperature).softmax(0) + 0.01 / len(costs)
 
 

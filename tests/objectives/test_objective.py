@@ -171,6 +171,9 @@ def test_projections_start_from_the_seed_and_leave_the_global_generator_alone() 
     assert not torch.equal(weights[0], weights[2])
     first, second = (one.state_dict()[f"projections.hidden_mse.maps.{k}.weight"] for k in (0, 1))
     assert not torch.equal(first, second)
+    both = built(term("hidden_mse", layers="final"), term("hidden_mse", layers="final"), teacher=WIDE)
+    apart = [both.state_dict()[f"projections.{name}.maps.2.weight"] for name in ("hidden_mse", "hidden_mse_2")]
+    assert not torch.equal(*apart)
 
 
 @torch.no_grad()
