@@ -15,14 +15,11 @@ USEFUL_FLAGS = (
 """Instruction sets that decide how fast int8 and bf16 run, on x86 and on Arm."""
 
 ARM_MAKERS = {"0x41": "Arm", "0x42": "Broadcom", "0x48": "HiSilicon", "0x4e": "Nvidia", "0x51": "Qualcomm"}
-ARM_PARTS = dict(
-    pair.split("=")
-    for pair in (
-        "0xd03=Cortex-A53 0xd05=Cortex-A55 0xd07=Cortex-A57 0xd08=Cortex-A72 0xd0b=Cortex-A76 0xd0c=Neoverse-N1 "
-        "0xd40=Neoverse-V1 0xd41=Cortex-A78 0xd44=Cortex-X1 0xd46=Cortex-A510 0xd47=Cortex-A710 0xd48=Cortex-X2 "
-        "0xd49=Neoverse-N2 0xd4d=Cortex-A715 0xd4e=Cortex-X3 0xd4f=Neoverse-V2 0xd80=Cortex-A520 0xd81=Cortex-A720"
-    ).split()
-)
+ARM_PARTS: dict[str, str] = {}
+ARM_PARTS |= {"0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72"}
+ARM_PARTS |= {"0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78"}
+ARM_PARTS |= {"0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2"}
+ARM_PARTS |= {"0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2"}
 """`CPU part` of an Arm core to its name: Linux on Arm gives no model name (Arm's Main ID Register, MIDR_EL1)."""
 
 CPUINFO = Path("/proc/cpuinfo")
