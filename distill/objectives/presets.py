@@ -1,21 +1,159 @@
-"""First form."""
+"""Objectives by name: published recipes as plain data, and the choice that `preset = "auto"` makes.
+
+Weights are those of the papers or of their code, turned into our units: a sum over valid items divided by their count,
+and the mean over mapped layers, where TinyBERT and TextBrewer add layers up. The papers that first distil and then
+fine-tune do so here in two stages of one training run.
+"""
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from distill.recipe import TermRecipe
+from distill.encoders import FAMILIES, Architecture
+from distill.errors import ObjectiveError
+from distill.objectives.first_losses import LOSSES
+from distill.recipe import ObjectiveRecipe, TermRecipe
+
+CACHE_LIMIT = 20e9
+"""Bytes of hidden states that `auto` finds too many to keep; half precision, TOKENS an example."""
+
+TOKENS = 32
+"""Tokens that `auto` takes an example to have: it knows the number of examples only."""
+
+
+def _stage(begin: float, until: float, weight: float = 1.0) -> dict[str, Any]:
+    return {"schedule": "stages", "start": weight, "from": begin, "until": until}
+
+
+_SOFT: dict[str, Any] = {"loss": "soft_labels", "temperature": 4.0}
+
+PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    # What a student reaches without a teacher.
+    "none": ({"loss": "hard_labels"},),
+    "logits": (_SOFT,),
+    # Projected where the student is narrower.
+    "logits+hidden": (_SOFT, {"loss": "hidden_mse", "layers": "inherited"}),
+    # MiniLMv2's relations beside the logits: for a narrower student, since they need no projection.
+    "logits+relations": (
+        _SOFT,
+        *({"loss": f"{kind}_relation", "weight": 1 / 3, "layers": "final"} for kind in ("query", "key", "value")),
+    ),
+    # TextBrewer's DistillationConfig as it comes. Its cross-entropy lacks the factor T^2 that ours has: 4^2.
+    "textbrewer-default": ({"loss": "soft_labels", "temperature": 4.0, "weight": 1 / 16},),
+    # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.
+    "distilbert": (
+        {"loss": "soft_labels", "temperature": 2.0, "weight": 5.0},
+        {"loss": "hard_labels", "weight": 2.0},
+        {"loss": "hidden_cosine", "layers": "final"},
+    ),
+    # 1909.10351: embeddings, hidden states and scores first; then soft labels alone, at temperature 1.
+    "tinybert": (
+        {"loss": "hidden_mse", "weight": _stage(0.0, 0.75)},
+        {"loss": "attention_mse", "weight": _stage(0.0, 0.75)},
+        {"loss": "soft_labels", "temperature": 1.0, "weight": _stage(0.75, 1.0)},
+    ),
+    # 2002.10957: attention and value relation of the last layer, then the task.
+    "minilm-v1": (
+        {"loss": "attention_kl", "layers": "final", "weight": _stage(0.0, 0.5)},
+        {"loss": "minilm_value", "layers": "final", "weight": _stage(0.0, 0.5)},
+        {**_SOFT, "weight": _stage(0.5, 1.0)},
+    ),
+    # 2012.15828: query, key and value relations, equal weights, then the task.
+    "minilm-v2": (
+        *(
+            {"loss": f"{kind}_relation", "layers": "final", "weight": _stage(0.0, 0.5)}
+            for kind in ("query", "key", "value")
+        ),
+        {**_SOFT, "weight": _stage(0.5, 1.0)},
+    ),
+    # 1908.09355: alpha 0.5, beta 100 on a mean over 768 numbers, where ours is their sum; PKD-Skip.
+    "pkd": (
+        {"loss": "soft_labels", "temperature": 10.0, "weight": 0.5},
+        {"loss": "hard_labels", "weight": 0.5},
+        {"loss": "pkd", "layers": "skip", "weight": 100 / 768},
+    ),
+    # 2004.02984: feature maps and attention of every layer, then the prediction layer.
+    "mobilebert": (
+        {"loss": "feature_map", "weight": _stage(0.0, 0.75)},
+        {"loss": "attention_ce", "weight": _stage(0.0, 0.75)},
+        {"loss": "soft_labels", "temperature": 1.0, "weight": _stage(0.75, 1.0)},
+    ),
+}
+"""Terms as a recipe would write them."""
 
 
 def preset_terms(name: str) -> list[TermRecipe]:
-    if name == "none":
-        return [TermRecipe(loss="hard_labels")]
-    return [TermRecipe(loss="soft_labels", temperature=4.0), TermRecipe(loss="hidden_mse")]
+    """The terms of a preset.
+
+    Raises:
+        ObjectiveError: There is no preset of that name.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        raise ObjectiveError(
+            f"preset {name!r} does not exist",
+            where="objective.preset",
+            fix=f"Did you mean {near[0]!r}?" if near else f"Known: auto, {', '.join(PRESETS)}.",
+        )
+    return [TermRecipe.model_validate(dict(term)) for term in PRESETS[name]]
 
 
 def resolve_terms(
-    recipe: Any, preset: str, student: Any, teacher: Any, *, examples: int
+    recipe: ObjectiveRecipe, preset: str, student: Architecture, teacher: Architecture, *, examples: int
 ) -> tuple[list[TermRecipe], str]:
+    """The terms that a recipe asks for, and why these.
+
+    Args:
+        recipe: Its own terms come first, then its preset; its temperature stands for that of every soft-label term.
+        preset: The task's own, for `auto`.
+        student: Of `describe(student)`.
+        teacher: Of `describe(teacher)`.
+        examples: Rows of the transfer set.
+    """
     if recipe.terms:
-        return recipe.terms, "given by the recipe"
-    return preset_terms(preset if recipe.preset == "auto" else recipe.preset), "first form"
+        terms, reason = list(recipe.terms), "the recipe's own terms"
+    elif recipe.preset == "auto":
+        terms, reason = auto(preset, student, teacher, examples)
+    else:
+        terms, reason = preset_terms(recipe.preset), f"{recipe.preset}: asked for by the recipe"
+    if recipe.temperature is None:
+        return terms, reason
+    changed = {"temperature": recipe.temperature}
+    return [term.model_copy(update=changed) if term.loss == "soft_labels" else term for term in terms], reason
+
+
+def auto(
+    task_default: str, student: Architecture, teacher: Architecture, examples: int
+) -> tuple[list[TermRecipe], str]:
+    """Chooses a preset by widths, depth and the size of the transfer set.
+
+    A task whose default is not `logits+hidden` keeps its default. Else: hidden states where the student is as wide as
+    its teacher, relations where it is narrower and both families give queries and keys, and logits alone where the
+    hidden states of the transfer set would fill a disk.
+
+    Returns:
+        The terms, and the reason in a line.
+    """
+    if task_default != "logits+hidden":
+        return preset_terms(task_default), f"{task_default}: the task's default"
+    size = float(examples) * TOKENS * teacher.width * (student.layers + 1) * 2
+    if size > CACHE_LIMIT:
+        why = f"hidden states of {examples:,} examples would take about {size / 1e9:.0f} GB"
+        return preset_terms("logits"), f"logits: {why}"
+    if student.width == teacher.width:
+        why = f"both are {student.width} wide, so {student.layers} layers can follow the teacher's {teacher.layers}"
+        return preset_terms("logits+hidden"), f"logits+hidden: {why}"
+    widths = f"the student is {student.width} wide, the teacher {teacher.width}"
+    if _relations_fit(student, teacher):
+        return preset_terms("logits+relations"), f"logits+relations: {widths}; relations need no projection"
+    return preset_terms("logits+hidden"), f"logits+hidden: {widths}, with a projection between"
+
+
+def _relations_fit(student: Architecture, teacher: Architecture) -> bool:
+    """Both give queries, keys and values, and their widths can be cut into the same number of relation heads."""
+    known = student.family in FAMILIES and teacher.family in FAMILIES
+    listed = all(term["loss"] in LOSSES for term in PRESETS["logits+relations"])
+    return known and listed and math.gcd(student.attention_width, teacher.attention_width) >= 4

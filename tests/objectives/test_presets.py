@@ -1,0 +1,89 @@
+"""Every preset builds and trains; `auto` chooses by what it is told and says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distill.encoders import Architecture
+from distill.errors import ObjectiveError
+from distill.objectives import build_objective
+from distill.objectives.first_losses import LOSSES
+from distill.objectives.presets import PRESETS, auto, preset_terms, resolve_terms
+from distill.recipe import ObjectiveRecipe, TermRecipe
+
+BASE = Architecture("bert", layers=12, width=768, heads=12, labels=2, vocab=30522)
+SIX = Architecture("bert", layers=6, width=768, heads=12, labels=2, vocab=30522)
+NARROW = Architecture("bert", layers=6, width=384, heads=12, labels=2, vocab=30522)
+READY = [name for name, terms in PRESETS.items() if all(term["loss"] in LOSSES for term in terms)]
+
+
+@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("student", [SIX, NARROW], ids=["wide", "narrow"])
+def test_every_preset_builds(name: str, student: Architecture) -> None:
+    objective = build_objective(preset_terms(name), student, BASE)
+    assert len(objective.plans) == len(PRESETS[name])
+    for progress in (0.0, 0.3, 0.5, 0.74, 0.99):
+        assert any(objective.weights(progress).values()), progress
+    assert ("logits" in objective.teacher_taps) == (name != "none")
+
+
+def test_the_presets_of_the_papers_are_there() -> None:
+    assert set(PRESETS) >= {
+        "none", "logits", "logits+hidden", "logits+relations", "textbrewer-default", "distilbert", "tinybert",
+        "minilm-v1", "minilm-v2", "pkd", "mobilebert",
+    }  # fmt: skip
+    assert {"none", "logits", "logits+hidden", "textbrewer-default"} <= set(READY)
+
+
+def test_a_misspelt_preset() -> None:
+    with pytest.raises(ObjectiveError, match=r"preset 'tinybret' does not exist\. Did you mean 'tinybert'\?"):
+        preset_terms("tinybret")
+    with pytest.raises(ObjectiveError, match=r"Known: auto, none, logits"):
+        preset_terms("?")
+
+
+def names(terms: list[TermRecipe]) -> list[str]:
+    return [term.loss for term in terms]
+
+
+@pytest.mark.parametrize(
+    ("default", "student", "examples", "first", "said"),
+    [
+        ("logits+hidden", SIX, 10_000, "hidden_mse", "both are 768 wide, so 6 layers can follow the teacher's 12"),
+        ("logits+hidden", SIX, 2_000_000, None, "hidden states of 2,000,000 examples would take about 688 GB"),
+        ("none", SIX, 10_000, None, "none: the task's default"),
+    ],
+)
+def test_auto(default: str, student: Architecture, examples: int, first: Any, said: str) -> None:
+    terms, reason = auto(default, student, BASE, examples)
+    assert said in reason
+    assert reason.startswith(("logits", "none"))
+    assert names(terms)[1:2] == ([first] if first else [])
+    build_objective(terms, student, BASE)
+
+
+def test_auto_for_a_narrower_student() -> None:
+    terms, reason = auto("logits+hidden", NARROW, BASE, 10_000)
+    assert "the student is 384 wide, the teacher 768" in reason
+    build_objective(terms, NARROW, BASE)
+    unlisted = Architecture("ernie", layers=12, width=768, heads=12, labels=2, vocab=30522)
+    terms, reason = auto("logits+hidden", NARROW, unlisted, 10_000)
+    assert names(terms) == ["soft_labels", "hidden_mse"]
+    assert "with a projection between" in reason
+    assert len(list(build_objective(terms, NARROW, unlisted).parameters())) > 0
+
+
+def test_a_recipes_own_words_come_first() -> None:
+    def resolve(**fields: Any) -> tuple[list[TermRecipe], str]:
+        return resolve_terms(ObjectiveRecipe.model_validate(fields), "logits+hidden", SIX, BASE, examples=100)
+
+    terms, reason = resolve(terms=[{"loss": "hard_labels", "weight": 0.5}], preset="logits")
+    assert (names(terms), terms[0].weight, reason) == (["hard_labels"], 0.5, "the recipe's own terms")
+    terms, reason = resolve(preset="logits")
+    assert (names(terms), reason) == (["soft_labels"], "logits: asked for by the recipe")
+    terms, _ = resolve(temperature=7.0)
+    assert [term.temperature for term in terms] == [7.0, None]
+    assert preset_terms("logits")[0].temperature == 4.0  # the preset itself is as it was
+    assert names(resolve()[0]) == ["soft_labels", "hidden_mse"]
