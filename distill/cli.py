@@ -265,8 +265,8 @@ def verify(
 
     verdict = verify_bundle(bundle)
     if data:
-        pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
-        verdict = pipeline.verify_with_data(bundle, data, verdict)
+        shipping = _train_extra(lambda: __import__("distill.shipping", fromlist=["shipping"]))
+        verdict = shipping.verify_with_data(bundle, data, verdict)
     if as_json:
         typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
     else:

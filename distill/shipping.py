@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,12 +19,15 @@ from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.ladder import quantize_within
 from distill.export.parity import check_parity
-from distill.export.runtime import OnnxModel
-from distill.export.verify import verify_bundle
+from distill.export.runtime import Bundle, OnnxModel
+from distill.export.verify import Verification, verify_bundle
 from distill.files import write_json
 from distill.machine import describe_machine
+from distill.recipe import Recipe
 from distill.report import write_report
+from distill.rows import Columns, name_labels, usable_rows
 from distill.run import Run, texts_of
+from distill.tables import read_table
 from distill.tasks import Batch, Encoded, Padding, Task
 from distill.teacher import Checkpoint, load_checkpoint
 
@@ -318,3 +322,31 @@ def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, An
             percentiles = {key: cell[key] for key in ("p50", "p90", "p99")}
             timed.setdefault(roles[cell["target"]], {})[str(cell["length"])] = percentiles
     return [{**row, "latency_ms": timed.get(row["role"])} for row in rows]
+
+
+def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verification:
+    """Adds the task's metric on labelled data to a verdict: what the shipped file reaches on this machine.
+
+    Args:
+        folder: The bundle; the recipe in it names the columns.
+        source: Labelled data, as `data.train` takes it.
+        verdict: What `verify_bundle` found.
+
+    Raises:
+        DataError: The data cannot be read, or holds a label that the bundle has not.
+    """
+    bundle = Bundle.load(folder)
+    columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
+    pair, keep_bad = columns.text_pair or None, columns.on_bad_row
+    report: list[str] = []
+    table, named = read_table(source, "test"), Columns(columns.text, pair, columns.label, keep_bad == "skip")
+    sides = {"train": usable_rows(table, named, report)}
+    _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
+    rows = sides["train"]
+    texts: list[Any] = rows.texts if rows.pairs is None else list(zip(rows.texts, rows.pairs, strict=True))
+    said = [prediction.label for prediction in bundle.stream(texts)]
+    right = sum(one == other for one, other in zip(said, rows.labels, strict=True)) / len(texts)
+    verdict.facts["accuracy"] = right
+    verdict.facts["rows"] = len(texts)
+    verdict.checks["data"] = (True, f"accuracy {right:.4f} on {len(texts):,} rows of {source}")
+    return verdict

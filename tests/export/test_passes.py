@@ -20,8 +20,10 @@ from distill.export.passes.embeddings import fold_constant_rows, slice_positions
 from distill.export.passes.first_token import first_token_early
 from distill.export.passes.gelu import one_gelu
 from distill.export.passes.layout import sequence_first
+from distill.export.passes.match import constant, node_before, numbers_of, products
 from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes, gemm_as_product
+from distill.export.passes.weights import share_equal_weights, weights_transposed
 
 FAMILIES = ("bert", "roberta", "deberta-v2", "modernbert", "albert")
 EVERY = (*DEFAULT, Pass("gemm as product", gemm_as_product))
@@ -83,6 +85,23 @@ def test_query_key_and_value_become_one_product(tiny: Callable[[str], Any]) -> N
     names = [name for name in graph.graph.initializers if "+" in name]
     assert "bert.encoder.layer.1.attention.self.query+key+value.weight" in names
     assert graph.graph.initializers[names[0]].shape.numpy() == (32, 96)
+
+
+def test_weights_left_untransposed_are_products_too(tiny: Callable[[str], Any], load: Callable[..., Any]) -> None:
+    """The exporter leaves large weights that layers share as Transpose(weight): such a product would stay in fp32."""
+    one = tiny("albert")
+    graph = one.graph
+    before = [found.weight.name for found in products(graph.graph)]
+    for found in products(graph.graph):
+        flipped = constant(graph.graph, numbers_of(found.weight).T, f"{found.weight.name}.flipped")
+        transpose = node_before(found.matmul, "Transpose", [flipped], perm=[1, 0])
+        found.matmul.replace_input_with(1, transpose.outputs[0])
+    assert not products(graph.graph)
+    ready = [Pass("transposed", weights_transposed), Pass("shared", share_equal_weights)]
+    assert apply_passes(graph, ready)["transposed"] == len(before)
+    assert len(products(graph.graph)) == len(before)
+    assert len({found.weight for found in products(graph.graph)}) == len(set(before))
+    same_answers(one, load(graph))
 
 
 def test_weights_that_layers_share_are_not_stored_twice(tiny: Callable[[str], Any]) -> None:

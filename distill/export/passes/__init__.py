@@ -19,7 +19,7 @@ from distill.export.passes.gelu import one_gelu
 from distill.export.passes.layout import sequence_first
 from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes
-from distill.export.passes.weights import share_equal_weights
+from distill.export.passes.weights import share_equal_weights, weights_transposed
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Pass:
 
 
 DEFAULT: tuple[Pass, ...] = (
+    Pass("weights transposed", weights_transposed),
     Pass("shared weights", share_equal_weights),
     Pass("constant shapes", constant_shapes),
     Pass("one Gelu", one_gelu),

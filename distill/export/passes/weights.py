@@ -1,4 +1,4 @@
-"""Weights that layers share are one constant."""
+"""Weights stand ready: transposed beforehand, and once where layers share them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ import hashlib
 import numpy as np
 import onnx_ir as ir
 
-from distill.export.passes.match import array
+from distill.export.passes.match import array, constant, permutation, take_over
+
+
+def weights_transposed(model: ir.Model) -> int:
+    """Transposes constant matrices beforehand.
+
+    The exporter does so itself, except for large weights that several layers share; as products of a computed value
+    those would be neither quantised nor merged.
+    """
+    done: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
+    changed = 0
+    for node in list(model.graph):
+        numbers = array(node.inputs[0]) if node.op_type == "Transpose" and node.domain == "" else None
+        if numbers is None or numbers.ndim != 2 or node.outputs[0].is_graph_output():
+            continue
+        source, axes = node.inputs[0], tuple(permutation(node) or (1, 0))
+        if (source, axes) not in done:
+            name = str(source.name).removesuffix(".transposed")
+            done[source, axes] = constant(model.graph, numbers.transpose(axes), f"{name}.transposed")
+        take_over(node.outputs[0], done[source, axes])
+        changed += 1
+    return changed
 
 
 def share_equal_weights(model: ir.Model) -> int:
