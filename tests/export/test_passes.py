@@ -91,7 +91,7 @@ def test_weights_left_untransposed_are_products_too(tiny: Callable[[str], Any], 
     """The exporter leaves large weights that layers share as Transpose(weight): such a product would stay in fp32."""
     one = tiny("albert")
     graph = one.graph
-    before = [found.weight.name for found in products(graph.graph)]
+    before = [numbers_of(found.weight).tobytes() for found in products(graph.graph)]
     for found in products(graph.graph):
         flipped = constant(graph.graph, numbers_of(found.weight).T, f"{found.weight.name}.flipped")
         transpose = node_before(found.matmul, "Transpose", [flipped], perm=[1, 0])
