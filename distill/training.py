@@ -167,7 +167,7 @@ class DistillationTrainer(transformers.Trainer):
         losses = {name: total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         if not torch.isfinite(loss):
-            found = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+            found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
             raise TrainingError(
                 f"the loss is not finite at step {self.state.global_step} ({found})",
                 where="training",

@@ -1,0 +1,85 @@
+"""Teachers: labels matched by name, heads put in order, lengths and hashes."""
+
+import pytest
+import torch
+from transformers import BertConfig, RobertaConfig, RobertaForSequenceClassification
+
+from distill.errors import TeacherError
+from distill.teacher import (
+    Checkpoint,
+    check_floor,
+    final_names,
+    hash_tensors,
+    match_labels,
+    position_limit,
+    rename_labels,
+)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "label_map", "ordered", "order", "names"),
+    [
+        (["neg", "pos"], ["pos", "neg"], {}, False, [0, 1], ["neg", "pos"]),  # the teacher's order stands
+        (["neg", "pos"], ["pos", "neg"], {}, True, [1, 0], ["pos", "neg"]),  # the data's order is asked for
+        (["NEGATIVE", "POSITIVE"], ["negative", "positive"], {}, False, [0, 1], ["negative", "positive"]),
+        (["card arrival", "rate"], ["rate", "card_arrival"], {}, False, [0, 1], ["card_arrival", "rate"]),
+        (
+            ["LABEL_0", "LABEL_1"],
+            ["good", "bad"],
+            {"LABEL_0": "bad", "LABEL_1": "good"},
+            False,
+            [0, 1],
+            ["bad", "good"],
+        ),
+        (["a", "b", "c"], ["c", "a"], {}, True, [2, 0, 1], ["c", "a", "b"]),  # a class the data never shows stays
+    ],
+)
+def test_labels_are_matched_by_name(teacher, data, label_map, ordered, order, names):
+    found = match_labels(teacher, data, label_map, where="t", ordered=ordered)
+    assert found == order
+    assert final_names(teacher, data, label_map, found) == names
+
+
+def test_labels_that_match_nothing_say_how_to_say_it():
+    with pytest.raises(TeacherError, match=r"teacher.label_map = \{ LABEL_0 = 'bad', LABEL_1 = 'good' \}"):
+        match_labels(["LABEL_0", "LABEL_1"], ["bad", "good"], {}, where="t")
+    with pytest.raises(TeacherError, match=r"`teacher.label_map` names no, which the teacher has not"):
+        match_labels(["a", "b"], ["a", "b"], {"no": "a"}, where="t")
+
+
+def test_a_head_in_another_order_gives_the_same_logits_in_that_order():
+    """RoBERTa's head is two layers: the last linear one is what moves."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    ids = torch.randint(3, 50, (2, 7))
+    before = model(ids).logits.detach()
+    rename_labels(Checkpoint(model, None, ["a", "b", "c"], "t"), ["c", "a", "b"], [2, 0, 1])
+    torch.testing.assert_close(model(ids).logits.detach(), before[:, [2, 0, 1]])
+    assert model.config.id2label == {0: "c", 1: "a", 2: "b"}
+
+
+def test_positions_a_model_really_has():
+    assert position_limit(BertConfig(max_position_embeddings=512)) == 512
+    assert position_limit(RobertaConfig(max_position_embeddings=514)) == 512
+
+
+def test_the_hash_sees_names_shapes_types_and_values():
+    base = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    others = [
+        {"a": torch.zeros(3, 2), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "c": torch.ones(1)},
+        {"a": torch.zeros(2, 3, dtype=torch.float16), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(1)},
+    ]
+    assert len({hash_tensors(tensors) for tensors in [base, *others]}) == 5
+    assert hash_tensors(base) == hash_tensors(dict(reversed(base.items())))
+
+
+@pytest.mark.parametrize("value", [0.4, float("nan")])
+def test_a_teacher_below_its_floor_stops_the_run(value):
+    check_floor(0.5, 0.5, "accuracy", "t")
+    with pytest.raises(TeacherError, match=r"below its floor of 0.500"):
+        check_floor(value, 0.5, "accuracy", "t")
