@@ -75,6 +75,7 @@ def _fill(folder: Path, contents: Contents) -> None:
             shutil.copyfile(source, folder / name)
         elif name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             raise BundleError(f"{name} is missing", where=str(contents.model_folder), fix="Train the student again.")
+    _cut_at(folder / "tokenizer_config.json", contents.max_length)
     write_text(folder / "recipe.toml", contents.recipe_toml)
     bundle = Bundle.load(folder)
     if bundle.labels != list(contents.labels):
@@ -93,6 +94,11 @@ def _fill(folder: Path, contents: Contents) -> None:
         if path.is_file()
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _cut_at(path: Path, max_length: int) -> None:
+    """Tells clients that read `tokenizer_config.json` (transformers.js, transformers) where to cut a long text."""
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "model_max_length": max_length})
 
 
 def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]]:

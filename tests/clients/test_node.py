@@ -44,7 +44,6 @@ SCRIPTS = {
     "hiragana": (0x3041, 0x309F),
     "katakana": (0x30A0, 0x30FF),
     "han": (0x4E00, 0x9FA5),
-    "han, rare": (0x20000, 0x2A6DF),
     "combining": (0x300, 0x36F),
     "punctuation": (0x2010, 0x205E),
     "signs": (0x20A0, 0x2BFF),
@@ -64,7 +63,6 @@ BY_HAND = [
     "don't stop-me_now... (really?!) $5.00 50% a/b c\\d",
     "[CLS] [SEP] [MASK] [UNK] [PAD] ##ing",
     "a" * 500,
-    "very long " * 2000,
     "x\u0000y\ufffdz",
     "日本語とEnglishと한국어",
 ]
@@ -142,7 +140,7 @@ def strings(count: int) -> list[str]:
 
 def test_fifty_sentences_get_the_same_labels(shared_bundle: Any, node: Callable[..., list[Any]]) -> None:
     """The pipeline that people use, given the bundle's folder and nothing else."""
-    texts = shared_bundle.texts[:49] + [" ".join(shared_bundle.texts)]  # the last is longer than the model reads
+    texts = [*shared_bundle.texts[:49], " ".join(shared_bundle.texts)]  # the last is longer than the model reads
     ours = Bundle.load(shared_bundle.folder).predict(texts, batch_size=1)
     theirs = node(shared_bundle.folder, "predict", texts)
     assert len(theirs) == 50
@@ -158,22 +156,47 @@ def test_odd_labels_arrive(make_bundle: Callable[..., Any], tmp_path: Path, node
     assert set(node(bundle.folder, "predict", ["where is my card"])[0]["all"]) == set(labels)
 
 
-def test_the_tokens_of_every_script_are_ours(
-    minilm_folder: Path, own_bundle: Path, node: Callable[..., list[Any]]
-) -> None:
-    """With a real vocabulary of 30,522 pieces; one id that differs is one wrong answer on a phone."""
+KNOWN = {
+    "Han beyond the basic plane is one word": "𠀀𠀁",
+    "a capital sigma at a word's end is lowered to a final one": "ΟΔΟΣ",
+    "U+0EBA is an accent to newer Unicode": "a \u0eba b",
+    "a text that is cut loses its [SEP]": "very long " * 500,
+}
+"""Where transformers.js 4.3.1 splits a text otherwise than tokenizers does. docs/bundle.md tells people."""
+
+
+@pytest.fixture
+def real_tokenizer(minilm_folder: Path, own_bundle: Path) -> Path:
+    """A bundle with a real vocabulary of 30,522 pieces."""
     shutil.copyfile(minilm_folder / "tokenizer.json", own_bundle / "tokenizer.json")
-    texts = strings(4000)
-    ours = [row["input_ids"] for row in Bundle.load(own_bundle).encode(texts)]
-    theirs = node(own_bundle, "encode", texts)
-    different = [text for text, mine, other in zip(texts, ours, theirs, strict=True) if mine != other]
-    assert different == []
-    assert len({identity for row in ours for identity in row}) > 500  # not all unknown
+    return own_bundle
+
+
+def test_the_tokens_of_every_script_are_ours(real_tokenizer: Path, node: Callable[..., list[Any]]) -> None:
+    """One id that differs is one wrong answer in somebody's app."""
+    ours, texts = Bundle.load(real_tokenizer), [text for text in strings(5000) if not set(text) & {"Σ", "\u0eba"}]
+    rows = [row["input_ids"] for row in ours.encode(texts)]
+    whole = [(text, row) for text, row in zip(texts, rows, strict=True) if len(row) < ours.max_length]
+    assert len(whole) > 3000
+    theirs = node(real_tokenizer, "encode", [text for text, _ in whole])
+    assert [text for (text, mine), other in zip(whole, theirs, strict=True) if mine != other] == []
+    assert len({identity for _, row in whole for identity in row}) > 500  # not all unknown
+
+
+@pytest.mark.parametrize("text", KNOWN.values(), ids=KNOWN.keys())
+def test_what_transformers_js_is_known_to_do_otherwise(
+    text: str, real_tokenizer: Path, node: Callable[..., list[Any]]
+) -> None:
+    """Fails when a newer transformers.js agrees: then the line in docs/bundle.md goes, and the case above widens."""
+    ours = Bundle.load(real_tokenizer).encode([text])[0]["input_ids"]
+    theirs = node(real_tokenizer, "encode", [text])[0]
+    assert theirs != ours
+    if len(ours) == 48:
+        assert theirs[:-1] == ours[:-1]  # as long as ours, and alike but for the end
 
 
 def test_the_tokens_of_pairs_are_ours(shared_bundle: Any, node: Callable[..., list[Any]]) -> None:
     texts = shared_bundle.texts
-    pairs = [(texts[row], texts[-row]) for row in range(20)] + [(" ".join(texts[:4]), " ".join(texts[4:9]))]
+    pairs = [(texts[row], texts[-row]) for row in range(40)]
     ours = [row["input_ids"] for row in Bundle.load(shared_bundle.folder).encode(pairs)]
-    theirs = node(shared_bundle.folder, "encode", pairs)
-    assert theirs[:20] == ours[:20]
+    assert node(shared_bundle.folder, "encode", pairs) == ours
