@@ -1,8 +1,13 @@
-"""From the terms of a recipe to what an objective does, with everything checked that can be known beforehand."""
+"""From the terms of a recipe to what an objective does, with everything checked that can be known beforehand.
+
+Two names among a loss's own options mean something here: `relation_heads` is filled in where it is 0, and must divide
+both widths; `heads` as "mean" or "sum" says that scores are merged over heads, whose numbers may then differ.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +138,8 @@ def _plan(
     problems += schedule_problems(weight, f"weight of {name}", positive=False)
     temperature = _temperature(term, name, losses, problems)
     layers = _layers(term, name, loss, models, inherited, problems)
+    if "relation_heads" in loss.options and not options["relation_heads"]:
+        options["relation_heads"] = relation_heads(*(shape.attention_width for shape in models))
     problems += [f"{name}: {problem}" for problem in _misfits(loss, options, models)]
     kinds = {key: options[key] for key in DYNAMIC_OPTIONS if key in own} if options.get("dynamic") else {}
     return Plan(
@@ -240,7 +247,29 @@ def _misfits(loss: Loss, options: Mapping[str, Any], models: tuple[Architecture,
             f"the student has {student.labels} labels, the teacher {teacher.labels}; give both the same, or take a "
             f"loss on hidden states"
         ]
+    by_head = loss.feature in ("scores", "attention") and options.get("heads") not in ("mean", "sum")
+    if by_head and student.heads != teacher.heads:
+        merged = "set heads = 'mean', " if "heads" in loss.options else ""
+        return [
+            f"compares head by head, and the student has {student.heads}, the teacher {teacher.heads}; "
+            f"{merged}give the student {teacher.heads} heads, or take a relation loss"
+        ]
+    heads = options.get("relation_heads")
+    widths = [shape.width if loss.feature == "hidden" else shape.attention_width for shape in models]
+    if heads and any(width % heads for width in widths):
+        fitting = ", ".join(str(number) for number in _common_divisors(*widths))
+        return [f"relation_heads = {heads} must divide {widths[0]} and {widths[1]}; {fitting} would do"]
     return []
+
+
+def relation_heads(student_width: int, teacher_width: int) -> int:
+    """The relation heads that MiniLMv2 would like (48 at most, 2012.15828) among those both widths can be cut into."""
+    return max(number for number in _common_divisors(student_width, teacher_width) if number <= 48)
+
+
+def _common_divisors(one: int, other: int) -> list[int]:
+    both = math.gcd(one, other)
+    return [number for number in range(1, both + 1) if both % number == 0]
 
 
 def _widths(loss: Loss, models: tuple[Architecture, Architecture]) -> tuple[int, int] | None:

@@ -369,6 +369,38 @@ def test_features_that_a_family_does_not_give_are_missed_at_once() -> None:
         build_objective([term("on_queries")], STUDENT, unlisted, losses=losses)
 
 
+def on_heads(student: Tensor, teacher: Tensor, *, heads: str = "each", relation_heads: int = 0) -> SumCount:
+    """Keeps the options it was called with in its value."""
+    return torch.tensor(float(relation_heads)), torch.ones(())
+
+
+HEADS = {
+    "scores": Loss("scores", on_heads, "scores", Unit.TOKEN_PAIRS, options={"heads": "each"}),
+    "relation": Loss("relation", on_heads, "query", Unit.TOKENS, options={"relation_heads": 0}),
+}
+
+
+def test_heads_that_do_not_go_together() -> None:
+    """Broadcasting would compare one head with all of the other's and train on."""
+    six = Architecture("bert", layers=4, width=24, heads=6, labels=3, vocab=50)
+    with pytest.raises(
+        ObjectiveError, match="the student has 2, the teacher 6; set heads = 'mean', give the student 6"
+    ):
+        built(term("scores"), teacher=six, losses=HEADS)
+    built(term("scores", options={"heads": "mean"}), teacher=six, losses=HEADS)
+    with pytest.raises(ObjectiveError, match="relation_heads = 6 must divide 16 and 24; 1, 2, 4, 8 would do"):
+        built(term("relation", options={"relation_heads": 6}), teacher=six, losses=HEADS)
+
+
+@pytest.mark.parametrize(("mine", "theirs", "heads"), [(768, 768, 48), (384, 768, 48), (312, 768, 24), (16, 24, 8)])
+def test_relation_heads_are_chosen_to_divide_both_widths(mine: int, theirs: int, heads: int) -> None:
+    student, teacher = (Architecture("bert", 4, width, 2, 3, 50) for width in (mine, theirs))
+    objective = built(term("relation"), student=student, teacher=teacher, losses=HEADS)
+    tiny = {f"query.{k}": torch.zeros(1) for k in range(1, 5)}
+    assert objective(tiny, tiny, batch_of())["relation"][0] == heads
+    assert objective.describe()[0]["options"]["relation_heads"] == heads
+
+
 def test_neighbouring_layers_need_two() -> None:
     with pytest.raises(ObjectiveError, match="pairs compares 2 neighbouring layers; layer map 'final' has none"):
         build_objective([term("pairs", layers="final")], STUDENT, TEACHER, losses={"pairs": PAIRS})
