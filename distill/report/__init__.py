@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from distill.files import write_text
-from distill.report.figures import charts
 from distill.report.facts import headline, latency_rows, verdicts
+from distill.report.figures import charts
 from distill.report.formats import FILTERS
 
 __all__ = ["charts", "headline", "latency_rows", "verdicts", "write_report"]

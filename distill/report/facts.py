@@ -46,7 +46,7 @@ def _speed(teacher: Row, student: Row, bench: Mapping[str, Any]) -> dict[str, st
     shape = first_shape(bench)
     where = {None: "", (1, 1): ", one thread"}.get(shape, "")
     if shape not in (None, (1, 1)):
-        where = f", batch {shape[0]}, {'one thread' if shape[1] == 1 else f'{shape[1]} threads'}"  # type: ignore[index]
+        where = f", batch {shape[0]}, {'one thread' if shape[1] == 1 else f'{shape[1]} threads'}"
     word = "faster" if ratios[length] >= NO_GAIN else "as fast: no gain"
     return {"value": f"{ratios[length]:.1f}x", "name": f"{word} at {tokens(length)}{where}"}
 

@@ -11,6 +11,10 @@ from distill.report.svg import bar_chart, line_chart, shares
 SERIES = {"teacher": "teacher", "baseline": "same student without a teacher", "student": "student"}
 """Curves by role, in the order of the colours: grey is the teacher's, blue the student's."""
 
+HALF = 380
+"""Width of a chart that stands beside another on a desk and alone on a phone."""
+LATENCY, MILLISECONDS = "median latency by length", "median ms a call, lower is better"
+
 
 def charts(results: Mapping[str, Any]) -> dict[str, str]:
     """Metric and loss by epoch, latency by length, bytes and seconds by part; empty where nothing is known."""
@@ -27,14 +31,17 @@ def charts(results: Mapping[str, Any]) -> dict[str, str]:
             title=f"{metric} on validation data by epoch",
             x_label="epoch",
             y_label=f"{metric} on the validation data",
+            width=HALF,
         ),
         "loss": line_chart(
             {name: _points(points, "loss") for name, points in curves.items()},
             title="training loss by epoch",
             x_label="epoch",
             y_label="training loss; each has its own objective, compare shapes and not heights",
+            width=HALF,
         ),
-        "latency": bar_chart(latency, title="median latency by length", y_label="median ms a call, lower is better"),
+        "latency": bar_chart(latency, title=LATENCY, y_label=MILLISECONDS),
+        "latency_narrow": bar_chart(latency, title=LATENCY, y_label=MILLISECONDS, width=HALF),
         "bytes": shares(_bytes_by_part(results), unit="MB", digits=2),
         "time": shares({stage["name"]: stage["seconds"] for stage in results.get("stages") or []}, unit="s"),
     }

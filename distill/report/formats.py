@@ -34,6 +34,13 @@ def count(value: int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else NOT_MEASURED
 
 
+def rate(value: float | None) -> str:
+    """So many a second, thousands apart; two digits behind the point where there are few."""
+    if not isinstance(value, (int, float)):
+        return NOT_MEASURED
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
 def day(value: str | None) -> str:
     """2026-11-23T07:24:07+00:00 as 2026-11-23 07:24 UTC."""
     return f"{value[:16].replace('T', ' ')} UTC" if isinstance(value, str) and value.endswith("+00:00") else str(value)
@@ -51,10 +58,10 @@ def tokens(length: int | str) -> str:
 
 
 def shapes(batches: Sequence[Sequence[int]] | None) -> str:
-    """[[1, 6], [8, 21]] as `1 x 6, 8 x 21`."""
+    """[[1, 6], [8, 21]] as `1x6, 8x21`."""
     if not isinstance(batches, Sequence) or not batches:
         return NOT_MEASURED
-    return ", ".join(f"{rows} x {length}" for rows, length in batches)
+    return ", ".join(f"{rows}x{length}" for rows, length in batches)
 
 
 def gigabytes(value: float | None) -> str:
@@ -62,14 +69,46 @@ def gigabytes(value: float | None) -> str:
     return f"{value / 1e9:.1f} GB" if isinstance(value, (int, float)) else NOT_MEASURED
 
 
+def words(value: Any) -> str:
+    """A setting as plain words: a mapping as `key value`, a list with commas, a pair of layers as `1 from 2`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {words(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+            return ", ".join(f"{words(one)} from {words(other)}" for one, other in value)
+        return ", ".join(words(part) for part in value)
+    return NOT_MEASURED if value is None else str(value)
+
+
 def settings(term: Mapping[str, Any]) -> str:
-    """What a term of the objective was told besides its name and weight."""
-    rest = {key: value for key, value in term.items() if key not in ("term", "weight") and value not in (None, "", [])}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in rest.items())
+    """What a term of the objective was told besides its name and weight, such as `temperature 4.0; layers 1 from 2`."""
+    rest = {
+        key: value for key, value in term.items() if key not in ("term", "weight") and value not in (None, "", [], {})
+    }
+    if rest.get("loss") == term.get("term"):
+        del rest["loss"]
+    named = (
+        words(value) if key == "options" else f"{key.replace('_', ' ')} {words(value)}" for key, value in rest.items()
+    )
+    return "; ".join(named)
 
 
 FILTERS = {
     each.__name__: each
-    for each in (percent, megabytes, gigabytes, number, difference, count, day, cell, tokens, shapes, settings)
+    for each in (
+        percent,
+        megabytes,
+        gigabytes,
+        number,
+        difference,
+        count,
+        rate,
+        day,
+        cell,
+        tokens,
+        shapes,
+        words,
+        settings,
+    )
 }
 """As the templates call them."""

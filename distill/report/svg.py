@@ -58,7 +58,12 @@ def line_chart(series: Mapping[str, Points], *, title: str, x_label: str, y_labe
             f'<polyline points="{path}" style="stroke:{_colour(number)}" stroke-dasharray="{_dash(number)}"/>'
             f'<circle cx="{x}" cy="{y}" r="4" style="fill:{_colour(number)}"/>'
         )
-    return _figure(title, colours, y_label, "".join(parts), width)
+    told = (
+        f"{name}: from {points[0][1]:.4g} at {points[0][0]:.4g} to {points[-1][1]:.4g} at {points[-1][0]:.4g},"
+        f" lowest {min(y for _, y in points):.4g}, highest {max(y for _, y in points):.4g}"
+        for name, points in drawn.items()
+    )
+    return _figure(title, "; ".join(told), colours, y_label, "".join(parts), width)
 
 
 def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str, y_label: str, width: int = 760) -> str:
@@ -89,7 +94,12 @@ def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str, y_label:
             if math.isfinite(value):
                 left = middle + (index - len(names) / 2) * bar
                 parts.append(_bar(left, bar, value, value / highest, index))
-    return _figure(title, {name: number for number, name in enumerate(names)}, y_label, "".join(parts), width)
+    told = (
+        f"{group}: " + ", ".join(f"{name} {_short(value)}" for name, value in values.items() if math.isfinite(value))
+        for group, values in groups.items()
+    )
+    colours = {name: number for number, name in enumerate(names)}
+    return _figure(title, "; ".join(told), colours, y_label, "".join(parts), width)
 
 
 def shares(parts: Mapping[str, float], *, unit: str, digits: int = 1) -> str:
@@ -121,7 +131,8 @@ def _bar(left: float, wide: float, value: float, share: float, index: int) -> st
     )
 
 
-def _figure(title: str, colours: Mapping[str, int], y_label: str, inside: str, width: int) -> str:
+def _figure(title: str, told: str, colours: Mapping[str, int], y_label: str, inside: str, width: int) -> str:
+    """The chart with its legend; `told` is what a reader who does not see it needs to know."""
     keys = "".join(
         f'<span class="key"><i style="background:{_colour(number)}"></i>{escape(name)}</span>'
         for name, number in colours.items()
@@ -129,7 +140,7 @@ def _figure(title: str, colours: Mapping[str, int], y_label: str, inside: str, w
     return (
         f"<figure><figcaption>{escape(y_label)}<br>{keys}</figcaption>"
         f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">'
-        f"<title>{escape(title)}</title>{inside}</svg></figure>"
+        f"<title>{escape(title)}</title><desc>{escape(told)}</desc>{inside}</svg></figure>"
     )
 
 

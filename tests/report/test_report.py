@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distill.report import charts, headline, latency_rows, write_report
+from distill.report import charts, headline, latency_rows, verdicts, write_report
 
 EVIL = "</td><script>alert('x')</script>|`*[a](javascript:b)\n# big"
 VOID = {"meta", "br", "img", "input", "hr", "link"}
@@ -137,9 +137,9 @@ def test_both_files_tell_what_was_measured(tmp_path: Path) -> None:
             assert fact in text
         assert "Same student, no distillation" in text
         assert "not bad" in text
-    assert "| Student | ONNX int8 | 19,164,288 | 20.0 | 0.9050 | 0.8950 | 99.5% | 97.0% |" in markdown
+    assert "| Student | ONNX int8 | 0.9050 | 0.8950 | 99.5% | 97.0% | 20.0 | 19,164,288 |" in markdown
     assert "| int8.onnx | 1.00 (8.0x) | 2.00 (8.0x) | 50 | 64.0 |" in markdown
-    assert "1 as 2, 2 as 4" in page.text
+    assert "student 1 ← teacher 2 student 2 ← teacher 4" in page.text
 
 
 def test_markdown_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:
@@ -176,11 +176,13 @@ def test_the_page_reads_on_a_phone_and_in_the_dark(tmp_path: Path) -> None:
 def test_every_chart_is_xml_with_a_title(tmp_path: Path) -> None:
     write_report(RESULTS, tmp_path)
     found = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
-    assert len(found) == 3
+    assert len(found) == 4  # latency twice: a broad one and one for phones
     for chart in found:
         root = ElementTree.fromstring(chart)
         assert root.get("role") == "img"
+        assert [part.tag.rpartition("}")[2] for part in root[:2]] == ["title", "desc"]
         assert root[0].text
+        assert root[1].text
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -242,7 +244,9 @@ def test_a_number_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
     results["models"][3]["retention"] = None
     markdown, page = written(results, tmp_path)
     assert "| 0.9050 | 0.8950 | not measured | not measured |" in markdown
-    assert page.text.count("not measured") == 4  # the row's two, and two of the headline
+    row = page.text[page.text.index("Student ONNX int8") :].split()
+    assert " ".join(row[:9]) == "Student ONNX int8 0.9050 0.8950 not measured not measured"
+    assert [fact["value"] for fact in headline(results)] == ["not measured", "4.6x", "8.0x", "not measured"]
 
 
 def test_nothing_measured_at_all(tmp_path: Path) -> None:
@@ -293,4 +297,155 @@ def test_charts_of_parts() -> None:
     found = charts(RESULTS)
     assert "12.00 MB" in found["bytes"]
     assert "200.0 s" in found["time"]
-    assert charts({}) == {"metric": "", "loss": "", "latency": "", "bytes": "", "time": ""}
+    assert charts({}) == {"metric": "", "loss": "", "latency": "", "latency_narrow": "", "bytes": "", "time": ""}
+
+
+def without(role: str) -> dict[str, Any]:
+    return {**RESULTS, "models": [row for row in RESULTS["models"] if row["role"] != role]}
+
+
+def with_accuracy(role: str, accuracy: float, **facts: Any) -> dict[str, Any]:
+    rows = [model(role, "x", "y", accuracy, 60e6, **facts)]
+    return {**RESULTS, "models": [row for row in RESULTS["models"] if row["role"] != role] + rows}
+
+
+def said(results: dict[str, Any], about: str) -> str:
+    return next((sentence for sentence in verdicts(results) if about in sentence), "")
+
+
+def test_what_distillation_adds_is_said_against_the_same_student_without_it() -> None:
+    assert said(RESULTS, "istillation") == (
+        "Distillation adds 2.5 points of accuracy: 0.9050 against 0.8800 for the same student, trained as long without "
+        "a teacher."
+    )
+
+
+def test_the_pytorch_student_is_what_the_baseline_is_compared_with() -> None:
+    """int8's loss is not distillation's: the two that are compared differ in the teacher alone."""
+    assert "adds 2.8 points of accuracy: 0.9080 against 0.8800" in said(with_accuracy("student", 0.908), "istillation")
+
+
+@pytest.mark.parametrize(
+    "baseline, words",
+    [
+        (
+            0.93,
+            "Distillation did not help here: by accuracy it is 2.5 points below its baseline (0.9050 against 0.9300",
+        ),
+        (0.905, "Distillation did not help here: by accuracy it is no better than its baseline"),
+    ],
+)
+def test_distillation_that_did_not_help_is_said_plainly(baseline: float, words: str) -> None:
+    assert words in said(with_accuracy("baseline", baseline), "istillation")
+
+
+def test_an_unmeasured_baseline_is_said_to_be() -> None:
+    assert "What distillation adds was not measured" in said(without("baseline"), "istillation")
+
+
+def test_what_int8_costs_is_said_against_the_same_student_in_fp32() -> None:
+    fp32 = with_accuracy("student-onnx", 0.9066, latency_ms=latency(4.0, 6.0))
+    assert said(fp32, "int8 costs") == (
+        "int8 costs 0.2 points of accuracy and makes the student's file 3.0 times smaller "
+        "(0.9066 in fp32, 0.9050 in int8)."
+    )
+    assert said(fp32, "student in fp32") == "The int8 file is 3.0 to 4.0 times as fast as the student in fp32."
+    assert "int8 costs no accuracy here" in said(with_accuracy("student-onnx", 0.9), "int8 costs")
+    assert said(RESULTS, "int8 costs") == ""
+
+
+def test_no_gain_is_said_plainly() -> None:
+    slow = with_accuracy("student-onnx", 0.91, latency_ms=latency(0.9, 6.0))
+    assert said(slow, "student in fp32") == (
+        "The int8 file is 0.9 to 3.0 times as fast as the student in fp32; no gain at 16 tokens."
+    )
+    models = [{**row, "latency_ms": latency(8.0, 8.0)} if row["latency_ms"] else row for row in RESULTS["models"]]
+    assert headline({**RESULTS, "models": models})[2] == {
+        "value": "1.0x",
+        "name": "as fast: no gain at 32 tokens, one thread",
+    }
+
+
+def test_chance_is_two_standard_errors_of_a_difference() -> None:
+    error = 1.96 * (2 * 0.91 * 0.09 / 1821) ** 0.5
+    assert f"differences of up to {100 * error:.1f} points can be chance" in said(RESULTS, "chance")
+    assert said({**RESULTS, "metric": "macro_f1"}, "chance") == ""  # the formula is a proportion's
+
+
+def test_the_headline_names_the_shape_that_was_measured() -> None:
+    bench = copy.deepcopy(RESULTS["bench"])
+    bench["cells"] = [{**cell, "batch": 8, "threads": 2} for cell in bench["cells"]]
+    assert headline({**RESULTS, "bench": bench})[2]["name"] == "faster at 32 tokens, batch 8, 2 threads"
+
+
+def test_real_text_stands_behind_the_lengths() -> None:
+    bench = copy.deepcopy(RESULTS["bench"])
+    bench["cells"] += [{"target": "teacher.onnx", "batch": 1, "threads": 1, "length": 0, "p50": 5.0}]
+    assert latency_rows(bench)["lengths"] == [16, 32, 0]
+
+
+def test_what_bench_writes_is_shown_whole(tmp_path: Path) -> None:
+    """The shapes, percentiles and throughput of a real report of the harness."""
+    from distill.bench.results import BenchReport, Shape, summarise
+    from distill.bench.targets import Target
+
+    shapes = [Shape(1, 1, 16), Shape(1, 1, 0), Shape(2, 8, 16)]
+    cells = [
+        summarise(
+            name, shape, [[time, 2 * time]] * 10, [[4_000_000, 8_000_000]] * 10, 17.5 if not shape.length else None
+        )
+        for shape in shapes
+        for name, time in (("teacher.onnx", 4_000_000), ("int8.onnx", 1_000_000))
+    ]
+    targets = [Target("teacher.onnx", "t", "ONNX", 100), Target("int8.onnx", "s", "ONNX", 20)]
+    bench = BenchReport(targets, cells, "2026-01-01T00:00:00+00:00", {"cpu": "A CPU", "cores": 2})
+    markdown, page = written({**RESULTS, "bench": bench.to_json()}, tmp_path)
+    assert "| int8.onnx | 8 | 2 | 16 tokens | 1.50 | 2.00 | 2.00 | 5,333 | 85,333 | 20 |" in markdown
+    assert "int8.onnx 1 1 real text 1.50 2.00 2.00 667 11,667 20" in page.text
+    assert "| teacher.onnx | 6.00 (1.0x) | 6.00 (1.0x) | not measured | not measured |" in markdown
+
+
+def test_the_objective_is_told_with_its_settings(tmp_path: Path) -> None:
+    objective = [
+        {"term": "soft_labels", "loss": "soft_labels", "weight": "1.0", "temperature": "4.0", "layers": []},
+        {
+            "term": "deep",
+            "loss": "hidden_mse",
+            "weight": "1 to 0",
+            "layers": [[1, 2], [2, 4]],
+            "options": {"norm": True},
+        },
+    ]
+    markdown, page = written({**RESULTS, "objective": objective}, tmp_path)
+    for text in (markdown, page.text):
+        assert "temperature 4.0" in text
+        assert "loss hidden_mse; layers 1 from 2, 2 from 4; norm True" in text
+
+
+def test_machine_and_shapes_of_the_checks_are_told(tmp_path: Path) -> None:
+    machine = {"cpu": "A CPU", "flags": ["avx2", "avx512_vnni"], "cores": 2, "memory_bytes": 25.3e9, "os": "Linux 6"}
+    steps = [{**RESULTS["verification"][0], "batches": [[1, 6], [3, 31]]}]
+    markdown, page = written({**RESULTS, "machine": machine, "verification": steps}, tmp_path)
+    for text in (markdown, page.text):
+        for fact in ("avx2, avx512_vnni", "25.3 GB", "Linux 6", "1x6, 3x31"):
+            assert fact in text
+
+
+@pytest.mark.parametrize("key", ["curves", "bench", "models", "verification", "stages", "layer_map", "disagreements"])
+def test_a_part_that_is_null_is_a_part_that_is_missing(key: str, tmp_path: Path) -> None:
+    written({**RESULTS, key: None}, tmp_path)
+
+
+def test_a_label_that_is_not_known_is_said_to_be(tmp_path: Path) -> None:
+    rows = [{**RESULTS["disagreements"][0], "label": None}]
+    markdown, page = written({**RESULTS, "disagreements": rows}, tmp_path)
+    assert "| not bad | no label |" in markdown
+    assert "not bad no label" in page.text
+
+
+def test_print_is_never_dark(tmp_path: Path) -> None:
+    """Dark colours without their background would print light grey on white."""
+    write_report(RESULTS, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert re.findall(r"@media ([^{]*prefers-color-scheme: dark)", text) == ["screen and (prefers-color-scheme: dark"]
+    assert "@media print" in text

@@ -62,7 +62,7 @@ def test_ticks_are_round_numbers_within_the_data() -> None:
         {"upright": [(1.0, 0.0), (1.0, 5.0)]},
         {"negative": [(0.0, -5.0), (1.0, -1e-9)]},
         {"huge": [(0.0, 1e12), (1e9, 3e12)]},
-        {"nan": [(0.0, 1.0), (1.0, math.nan), (2.0, math.inf), (3.0, 2.0)]},
+        {"not finite": [(0.0, 1.0), (1.0, math.nan), (2.0, math.inf), (3.0, 2.0)]},
     ],
     ids=lambda series: next(iter(series)),
 )
@@ -131,3 +131,11 @@ def test_shares_are_as_long_as_their_values() -> None:
     parser.found = []
     parser.feed(shares({"train": 200.0, "bench": 50.0, "none": 0.0, "odd": math.nan}, unit="s"))
     assert parser.found == ["width:100.0%", "width:25.0%", "width:0.0%"]
+
+
+def test_what_cannot_be_seen_is_told() -> None:
+    """The description has the numbers that the lines and bars have."""
+    lines = drawn(line_chart({"a": [(0, 0.8), (1, 0.95), (2, 0.9)]}, title="t", x_label="epoch", y_label="y"))
+    assert lines.find(f"{SVG}desc").text == "a: from 0.8 at 0 to 0.9 at 2, lowest 0.8, highest 0.95"  # type: ignore[union-attr]
+    bars = drawn(bar_chart({"16": {"a": 4.0, "b": 1.0}, "32": {"b": 2.0}}, title="t", y_label="ms"))
+    assert bars.find(f"{SVG}desc").text == "16: a 4.00, b 1.00; 32: b 2.00"  # type: ignore[union-attr]
