@@ -143,6 +143,7 @@ def test_percentiles_are_numpys_of_all_calls():
     assert (cell.ratio, cell.ratio_low, cell.ratio_high) == pytest.approx((2.0, 2.0, 2.0))
     assert cell.sentences_per_second == pytest.approx(4 * 1000 / cell.p50)
     assert cell.tokens_per_second == pytest.approx(16 * 4 * 1000 / cell.p50)
+    assert cell.fastest == everything.min()
     assert cell.calls == 20
 
 
@@ -407,7 +408,7 @@ def test_names_are_short_and_tell_models_apart(paths: list[str], names: list[str
     assert short_names(paths) == names
 
 
-CELL = Cell("student", 1, 1, 16, p50=1.0, p90=1.1, p99=1.2, spread=0.01, calls=200, tokens=16.0, ratio=4.0)
+CELL = Cell("student", 1, 1, 16, p50=1.0, p90=1.1, p99=1.2, fastest=0.9, spread=0.01, calls=200, tokens=16.0, ratio=4.0)
 QUIET = BenchReport(
     targets=[Target("teacher", "t.onnx", "ONNX", 100), Target("student", "s.onnx", "ONNX", 20)],
     cells=[replace(CELL, target="teacher", p50=4.0, ratio=1.0), CELL],

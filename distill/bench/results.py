@@ -35,6 +35,7 @@ class Cell:
         p50: Median.
         p90: 90th percentile.
         p99: 99th percentile.
+        fastest: The fastest call: what the model takes when nothing else runs.
         spread: Interquartile range over median: how noisy the machine was.
         calls: Timed calls.
         tokens: Mean tokens a sentence: `length`, or what this model's tokenizer makes of the texts.
@@ -51,6 +52,7 @@ class Cell:
     p50: float
     p90: float
     p99: float
+    fastest: float
     spread: float
     calls: int
     tokens: float
@@ -106,6 +108,7 @@ def summarise(
         p50=p50,
         p90=p90,
         p99=p99,
+        fastest=float(milliseconds.min()),
         spread=(p75 - p25) / p50,
         calls=len(milliseconds),
         tokens=float(shape.length) if tokens is None else tokens,
@@ -167,7 +170,7 @@ class BenchReport:
                 str(cell.threads),
                 str(cell.length) if cell.length else f"text, {cell.tokens:.1f}",
                 *(_milliseconds(value) for value in (cell.p50, cell.p90, cell.p99)),
-                f"{cell.ratio:.2f}x",
+                _ratio(cell),
                 f"{cell.sentences_per_second:,.0f}",
                 f"{cell.tokens_per_second:,.0f}",
                 f"{cell.spread:.0%}",
@@ -261,6 +264,13 @@ def _take(kind: type[Cell], values: Mapping[str, Any]) -> Cell:
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {each.name for each in fields(kind)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def _ratio(cell: Cell) -> str:
+    """With the quartiles over the rounds where there is something to compare."""
+    if cell.ratio == cell.ratio_low == cell.ratio_high:
+        return f"{cell.ratio:.2f}x"
+    return f"{cell.ratio:.2f}x ({cell.ratio_low:.1f}-{cell.ratio_high:.1f})"
 
 
 def _milliseconds(value: float) -> str:
