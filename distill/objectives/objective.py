@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from distill.encoders import Architecture
 from distill.features import Features
 from distill.objectives.base import Loss, SumCount, Unit, count_units
-from distill.objectives.first_losses import LOSSES
 from distill.objectives.layer_map import EarthMover, LayerMap, layer_text
+from distill.objectives.losses import LOSSES
 from distill.objectives.plan import Plan, plan_terms
 from distill.objectives.projection import Projections
 from distill.objectives.schedule import dynamic_temperature

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
-from distill.objectives.first_losses import LOSSES
+from distill.objectives.losses import LOSSES
 from distill.recipe import ObjectiveRecipe, TermRecipe
 
 CACHE_LIMIT = 20e9
@@ -55,10 +55,10 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"loss": "attention_mse", "weight": _stage(0.0, 0.75)},
         {"loss": "soft_labels", "temperature": 1.0, "weight": _stage(0.75, 1.0)},
     ),
-    # 2002.10957: attention and value relation of the last layer, then the task.
+    # 2002.10957: attention and value relation of the last layer, then the task. (Values in shared relation heads.)
     "minilm-v1": (
         {"loss": "attention_kl", "layers": "final", "weight": _stage(0.0, 0.5)},
-        {"loss": "minilm_value", "layers": "final", "weight": _stage(0.0, 0.5)},
+        {"loss": "value_relation", "layers": "final", "weight": _stage(0.0, 0.5)},
         {**_SOFT, "weight": _stage(0.5, 1.0)},
     ),
     # 2012.15828: query, key and value relations, equal weights, then the task.

@@ -13,7 +13,7 @@ from distill.errors import ObjectiveError
 from distill.features import TappedModel, describe
 from distill.objectives import Objective, build_objective
 from distill.objectives.base import Loss, SumCount, Unit
-from distill.objectives.first_losses import LOSSES
+from distill.objectives.losses import LOSSES
 from distill.objectives.projection import make_projection
 from distill.recipe import TermRecipe
 

@@ -9,7 +9,7 @@ import pytest
 from distill.encoders import Architecture
 from distill.errors import ObjectiveError
 from distill.objectives import build_objective
-from distill.objectives.first_losses import LOSSES
+from distill.objectives.losses import LOSSES
 from distill.objectives.presets import PRESETS, auto, preset_terms, resolve_terms
 from distill.recipe import ObjectiveRecipe, TermRecipe
 

@@ -1,0 +1,138 @@
+"""Losses on attention: scores, distributions, and relations between tokens.
+
+Shapes: scores_BALL are pre-softmax, divided by sqrt(d), without mask; states_BLH hold all heads side by side; `mask`
+(B, L) is 1 at tokens. Masked keys get no probability, masked queries are not counted. Each returns (sum, number of
+tokens) in fp32; no gradient reaches the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill.errors import ObjectiveError
+from distill.objectives.base import SumCount
+
+
+def attention_mse(
+    student: Tensor, teacher: Tensor, *, mask: Tensor, convention: Literal["distill", "tinybert"] = "distill"
+) -> SumCount:
+    """Squared difference of the scores, averaged over heads and over valid keys, summed over valid queries.
+
+    Args:
+        student: (B, A, L, L).
+        teacher: (B, A, L, L), as many heads.
+        mask: (B, L).
+        convention: `tinybert` (1909.10351) averages over all B * A * L * L pairs; scores of masked keys, which are
+            below -100 there, count as 0 in both.
+
+    Raises:
+        ObjectiveError: The numbers of heads differ.
+    """
+    _same_heads(student, teacher)
+    pairs_BLL = mask.float().unsqueeze(1) * mask.float().unsqueeze(2)
+    squares_BLL = (student.float() - teacher.float().detach()).square().mean(1)
+    if convention == "tinybert":
+        keys_BLL = mask.float().unsqueeze(1).expand_as(squares_BLL)
+        batch, length = mask.shape
+        return (squares_BLL * keys_BLL).sum() / length, student.new_tensor(float(batch * length), dtype=torch.float32)
+    keys_B11 = mask.sum(1).clamp(min=1).float()[:, None, None]
+    return (squares_BLL * pairs_BLL / keys_B11).sum(), mask.sum().float()
+
+
+def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor) -> SumCount:
+    """KL divergence of each query's attention, averaged over heads (MiniLM, 2002.10957, equation 2).
+
+    Raises:
+        ObjectiveError: The numbers of heads differ.
+    """
+    _same_heads(student, teacher)
+    return _divergence(student, teacher.detach(), mask)
+
+
+def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor) -> SumCount:
+    """Cross-entropy of each query's attention, averaged over heads (MobileBERT, 2004.02984): the same gradient as KL.
+
+    Raises:
+        ObjectiveError: The numbers of heads differ.
+    """
+    _same_heads(student, teacher)
+    log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
+    p_BALL = _masked(teacher.float().detach(), mask).softmax(-1)
+    each_BL = -(p_BALL * log_q_BALL).sum(-1).mean(1)
+    return (each_BL * mask).sum(), mask.sum().float()
+
+
+def relation(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    relation_heads: int = 0,
+    convention: Literal["distill", "paddle"] = "distill",
+) -> SumCount:
+    """KL divergence of the self-relations softmax(X X^T / sqrt(d)) of queries, keys or values (MiniLMv2, 2012.15828).
+
+    All heads are joined and split anew into R heads of H / R, so neither widths nor heads need agree. With R the
+    models' own heads and values alone it is the value relation of MiniLM v1 (2002.10957, equation 3).
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        relation_heads: R; 0 takes the largest number up to 48 that divides both widths into heads of 8 or more.
+        convention: `paddle` counts padded queries as well and divides by B * L (calc_minilm_loss).
+
+    Raises:
+        ObjectiveError: R does not divide both widths.
+    """
+    heads = relation_heads or shared_heads(student.shape[-1], teacher.shape[-1])
+    scores = [_self_relation(states, heads) for states in (student.float(), teacher.float().detach())]
+    if convention == "paddle":
+        total, _ = _divergence(scores[0], scores[1], mask, every_query=True)
+        return total, mask.new_tensor(float(mask.numel()), dtype=torch.float32)
+    return _divergence(scores[0], scores[1], mask)
+
+
+def shared_heads(student: int, teacher: int) -> int:
+    """The largest number up to 48 that divides both widths into heads of 8 or more; 1 if there is no other."""
+    shared = math.gcd(student, teacher)
+    return max(heads for heads in range(1, 49) if shared % heads == 0 and (heads == 1 or shared // heads >= 8))
+
+
+def _self_relation(states_BLH: Tensor, heads: int) -> Tensor:
+    batch, length, width = states_BLH.shape
+    if width % heads:
+        divisors = [number for number in range(1, 65) if width % number == 0]
+        raise ObjectiveError(
+            f"{heads} relation heads do not divide a width of {width}",
+            where="objective",
+            fix=f"Set relation_heads to one of {', '.join(map(str, divisors))}.",
+        )
+    split_BRLD = states_BLH.view(batch, length, heads, width // heads).transpose(1, 2)
+    return split_BRLD @ split_BRLD.transpose(-1, -2) / math.sqrt(width // heads)
+
+
+def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, *, every_query: bool = False) -> SumCount:
+    """KL over keys, averaged over heads, summed over queries."""
+    log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
+    log_p_BALL = _masked(teacher.float(), mask).log_softmax(-1)
+    each_BL = (log_p_BALL.exp() * (log_p_BALL - log_q_BALL)).sum(-1).mean(1)
+    return (each_BL if every_query else each_BL * mask).sum(), mask.sum().float()
+
+
+def _masked(scores_BALL: Tensor, mask: Tensor) -> Tensor:
+    """Scores with -1e9 at masked keys: a row without any valid key stays finite."""
+    return scores_BALL.masked_fill(mask[:, None, None, :] == 0, -1e9)
+
+
+def _same_heads(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[1] != teacher.shape[1]:
+        raise ObjectiveError(
+            f"the student has {student.shape[1]} heads, the teacher {teacher.shape[1]}",
+            where="objective",
+            fix="Use query_relation, key_relation and value_relation, which need no equal heads.",
+        )
