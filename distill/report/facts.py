@@ -117,11 +117,15 @@ def _gain(slow: Row, fast: Row, name: str) -> str:
 
 
 def _chance(models: Mapping[str, Row], metric: str, rows: int | None) -> str:
-    """How large a difference of two accuracies chance alone makes: 1.96 standard errors, the models held unrelated."""
+    """How large a difference of two accuracies chance alone makes: 1.96 standard errors, the models held unrelated.
+
+    Two right and two wrong answers are added (Agresti and Coull 1998), or all right of 80 would leave nothing to chance.
+    """
     value = _metric(models.get("teacher"), metric)
     if metric != "accuracy" or value is None or not rows:
         return ""
-    error = 1.96 * math.sqrt(2 * value * (1 - value) / rows)
+    share = (value * rows + 2) / (rows + 4)
+    error = 1.96 * math.sqrt(2 * share * (1 - share) / (rows + 4))
     return f"On {count(rows)} test rows, differences of up to {points(error)} can be chance (95%)."
 
 

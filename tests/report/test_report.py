@@ -367,9 +367,18 @@ def test_no_gain_is_said_plainly() -> None:
 
 
 def test_chance_is_two_standard_errors_of_a_difference() -> None:
-    error = 1.96 * (2 * 0.91 * 0.09 / 1821) ** 0.5
+    error = 1.96 * (2 * 0.91 * 0.09 / 1821) ** 0.5  # added answers move it by less than is shown
     assert f"differences of up to {100 * error:.1f} points can be chance" in said(RESULTS, "chance")
     assert said({**RESULTS, "metric": "macro_f1"}, "chance") == ""  # the formula is a proportion's
+
+
+def test_all_right_on_few_rows_leaves_room_for_chance() -> None:
+    """80 of 80 is no proof: sqrt(p (1 - p) / n) alone would say 0.00 points."""
+    results = copy.deepcopy(RESULTS)
+    results["data"]["test"] = 80
+    results["models"][0]["metrics"]["accuracy"] = 1.0
+    share = 82 / 84
+    assert f"up to {196 * (2 * share * (1 - share) / 84) ** 0.5:.1f} points can be chance" in said(results, "chance")
 
 
 def test_the_headline_names_the_shape_that_was_measured() -> None:
