@@ -93,7 +93,7 @@ def predict_rows(
         raise VerificationError(
             f"logits that are not finite for {int(broken.sum())} of {len(encoded)} rows",
             where=f"row {int(broken.argmax())}",
-            fix="Give weights that hold no NaN and do not overflow: train again with a lower rate or precision = 'fp32'.",
+            fix="Give weights without NaN or overflow: train again with a lower rate or precision = 'fp32'.",
         )
     return outputs
 

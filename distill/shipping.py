@@ -18,7 +18,7 @@ from distill.evaluation import Evaluation, Predictor, TorchPredictor, agreement,
 from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.ladder import quantize_within
-from distill.export.parity import check_parity
+from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import Verification, verify_bundle
 from distill.files import write_json
@@ -77,8 +77,9 @@ def _metadata(run: Run) -> dict[str, str]:
 def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str, Any]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = [name for name in names if name == "attention_mask" or name in encoded.ragged]
+    inputs = ["input_ids", "attention_mask"]
+    if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
+        inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
         export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run))
     reference = TorchPredictor(checkpoint.model, run.task)
@@ -99,7 +100,7 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dic
             path,
             measure=measure,
             max_drop=export.max_drop,
-            batches=sample_batches(task, encoded, padding),
+            batches=spread(task, encoded, padding, rows=256),
             target=export.target,
             metadata=_metadata(run),
             progress=run.progress,
@@ -132,13 +133,20 @@ def _check(
 
 
 def sample_batches(task: Task, encoded: Encoded, padding: Padding) -> list[Batch]:
-    """Batches of real text: one row, the shortest and the longest, ragged ones that pad, one cut to a single token."""
+    """Batches of real text: whole rows from the shortest to the longest, and cut ones of every shape in `SHAPES`."""
     order = np.argsort(encoded.lengths, kind="stable")
     picks = [order[:1], order[-1:], order[len(order) // 2 :][:3], order[:: max(1, len(order) // 8)][:8], order[-4:]]
     batches = [task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
-    tokens = ("input_ids", "attention_mask", "token_type_ids")
-    batches.append({name: value[:, :1] if name in tokens else value for name, value in batches[0].items()})
-    return batches
+    shapes = [shape for shape in SHAPES if shape[1] <= encoded.lengths.max()]
+    return batches + batches_of(batches[3], shapes=shapes, padding=padding.values.get("input_ids", 0))
+
+
+def spread(task: Task, encoded: Encoded, padding: Padding, *, rows: int) -> list[Batch]:
+    """Batches of up to 32 of `rows` rows that are spread evenly over the lengths."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int))]
+    parts = np.array_split(chosen, -(-len(chosen) // 32))
+    return [task.collate([encoded[int(row)] for row in part], padding) for part in parts]
 
 
 def bundle(run: Run) -> dict[str, Any]:
