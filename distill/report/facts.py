@@ -119,7 +119,7 @@ def _gain(slow: Row, fast: Row, name: str) -> str:
 def _chance(models: Mapping[str, Row], metric: str, rows: int | None) -> str:
     """How large a difference of two accuracies chance alone makes: 1.96 standard errors, the models held unrelated.
 
-    Two right and two wrong answers are added (Agresti and Coull 1998), or all right of 80 would leave nothing to chance.
+    Two right and two wrong answers are added (Agresti and Coull 1998): all right of 80 still leaves room for chance.
     """
     value = _metric(models.get("teacher"), metric)
     if metric != "accuracy" or value is None or not rows:
