@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import tokenizers
 
-import distill
 from distill.errors import BundleError, DistillError, VerificationError
 from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
 from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_external_data
@@ -50,13 +48,12 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """The verdict with the machine it was reached on."""
         checks = {name: {"ok": holds, "detail": detail} for name, (holds, detail) in self.checks.items()}
-        libraries = {"distill": distill, "onnxruntime": onnxruntime, "tokenizers": tokenizers, "numpy": np}
         return {
             "ok": self.ok,
             "checks": checks,
             "facts": self.facts,
             "machine": describe_machine(),
-            "versions": {name: module.__version__ for name, module in libraries.items()},
+            "versions": {name: version(name) for name in ("distill", "onnxruntime", "tokenizers", "numpy")},
         }
 
     def error(self) -> VerificationError:
