@@ -46,6 +46,20 @@ LAST = {
 """The last stage of each command."""
 
 
+SHARES = {
+    "teacher": 25,
+    "label": 3,
+    "train": 30,
+    "baseline": 30,
+    "evaluate": 2,
+    "export": 4,
+    "bundle": 1,
+    "bench": 4,
+    "report": 1,
+}
+"""About what each stage costs of the whole, so that the display can say how much time is left."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command made.
@@ -95,11 +109,13 @@ def run_stages(recipe: Recipe, *, until: str, progress: Progress = SILENT, repla
     flush_denormals()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    names = list(STAGES)[: list(STAGES).index(LAST[until]) + 1]
     facts = {}
     with claim(recipe, replace=replace) as ledger, full_disk_is_an_error(recipe.folder):
         run = Run(recipe, ledger, progress)
-        for name, stage in STAGES.items():
-            facts[name] = stage(run)
-            if name == LAST[until]:
-                break
+        with progress.stage("All stages", total=sum(SHARES[name] for name in names), unit="parts") as whole:
+            for name in names:
+                whole.note(name)
+                facts[name] = STAGES[name](run)
+                whole.advance(SHARES[name])
     return Result(recipe.folder, facts)
