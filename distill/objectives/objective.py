@@ -167,8 +167,14 @@ def _bind(plan: Plan, batch: Mapping[str, Tensor], progress: float) -> Callable[
         options["temperature"] = plan.temperature(progress)
     inputs = {name: batch[_BATCH_NAMES.get(name, name)] for name in plan.loss.inputs}
 
-    def call(student: Any, teacher: Any) -> SumCount:
-        return plan.loss.function(student, teacher, **inputs, **options)
+    unit = count_units(batch)[plan.loss.unit]
+
+    def call(student: Any, teacher: Any, **more: Any) -> SumCount:
+        total, count = plan.loss.function(student, teacher, **inputs, **{**options, **more})
+        # A convention may divide by something else than the unit, such as padding too: the trainer divides by the unit.
+        return total * (unit / count.clamp(min=1.0)) if options.get(
+            "convention", "distill"
+        ) != "distill" else total, unit
 
     return call
 
@@ -183,14 +189,12 @@ def _on_logits(
 ) -> SumCount:
     if not plan.dynamic or teacher is None or plan.temperature is None:
         return call(student, teacher)
-    # Each row is divided by its own temperature in units of the base one, which the loss then applies: the gradient is
-    # scaled back by the square of the base, not of each row's own.
-    base = plan.temperature(progress)
     scored = batch["scored"]
-    ratio = torch.ones_like(student[..., :1], dtype=torch.float32)
+    temperatures = torch.full(scored.shape, plan.temperature(progress), device=student.device)
     chosen = {"kind": plan.dynamic["dynamic"], "beta": plan.dynamic["beta"], "gamma": plan.dynamic["gamma"]}
-    ratio[scored] = dynamic_temperature(student[scored], teacher[scored], base=base, **chosen) / base
-    return call(student / ratio, teacher / ratio)
+    base = plan.temperature(progress)
+    temperatures[scored] = dynamic_temperature(student[scored], teacher[scored], base=base, **chosen).squeeze(-1)
+    return call(student, teacher, temperature=temperatures)
 
 
 def _reads(plan: Plan) -> str:

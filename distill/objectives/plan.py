@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
@@ -177,10 +177,18 @@ def _options(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, Any], pr
             problems.append(f"{name} has no option {key!r}; {_near(key, known)}")
         elif not _same_kind(value, known[key]):
             problems.append(f"{name}: option {key} must be like {known[key]!r}; got {value!r}")
-        elif key in CHOICES and value not in CHOICES[key]:
-            listed = ", ".join(repr(choice) for choice in CHOICES[key])
+        elif value not in (choices := _choices(key, loss, own) or (value,)):
+            listed = ", ".join(repr(choice) for choice in choices)
             problems.append(f"{name}: option {key} must be one of {listed}; got {value!r}")
     return {**known, **{key: value for key, value in term.options.items() if key in known}}
+
+
+def _choices(option: str, loss: Loss, own: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an option may be where that is a closed list: a loss says so by annotating it as Literal."""
+    if option in own:
+        return CHOICES.get(option, ())
+    annotation = get_type_hints(loss.function).get(option)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _same_kind(value: Any, default: Any) -> bool:
@@ -263,8 +271,10 @@ def _misfits(loss: Loss, options: Mapping[str, Any], models: tuple[Architecture,
 
 
 def relation_heads(student_width: int, teacher_width: int) -> int:
-    """The relation heads that MiniLMv2 would like (48 at most, 2012.15828) among those both widths can be cut into."""
-    return max(number for number in _common_divisors(student_width, teacher_width) if number <= 48)
+    """Relation heads that divide both widths: the most up to 48 (MiniLMv2, 2012.15828) that are 8 wide or more."""
+    smaller = min(student_width, teacher_width)
+    fitting = [number for number in _common_divisors(student_width, teacher_width) if number <= 48]
+    return max((number for number in fitting if smaller // number >= 8), default=1)
 
 
 def _common_divisors(one: int, other: int) -> list[int]:

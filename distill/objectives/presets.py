@@ -8,13 +8,12 @@ fine-tune do so here in two stages of one training run.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
-from distill.objectives.losses import LOSSES
+from distill.objectives.plan import relation_heads
 from distill.recipe import ObjectiveRecipe, TermRecipe
 
 CACHE_LIMIT = 20e9
@@ -41,8 +40,8 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         _SOFT,
         *({"loss": f"{kind}_relation", "weight": 1 / 3, "layers": "final"} for kind in ("query", "key", "value")),
     ),
-    # TextBrewer's DistillationConfig as it comes. Its cross-entropy lacks the factor T^2 that ours has: 4^2.
-    "textbrewer-default": ({"loss": "soft_labels", "temperature": 4.0, "weight": 1 / 16},),
+    # TextBrewer's DistillationConfig as it comes: no hard labels, no intermediate matches.
+    "textbrewer-default": ({**_SOFT, "options": {"convention": "textbrewer"}},),
     # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.
     "distilbert": (
         {"loss": "soft_labels", "temperature": 2.0, "weight": 5.0},
@@ -155,5 +154,4 @@ def auto(
 def _relations_fit(student: Architecture, teacher: Architecture) -> bool:
     """Both give queries, keys and values, and their widths can be cut into the same number of relation heads."""
     known = student.family in FAMILIES and teacher.family in FAMILIES
-    listed = all(term["loss"] in LOSSES for term in PRESETS["logits+relations"])
-    return known and listed and math.gcd(student.attention_width, teacher.attention_width) >= 4
+    return known and relation_heads(student.attention_width, teacher.attention_width) > 1

@@ -230,7 +230,7 @@ def test_transport_through_projections_has_gradients() -> None:
 
 
 def test_a_dynamic_temperature_softens_rows_that_are_close() -> None:
-    """By hand: each row divided by its own temperature, scaled by the square of the base."""
+    """By hand: each row at its own temperature, scaled by the square of it."""
     from distill.objectives.schedule import dynamic_temperature
 
     student, teacher, batch = features_of(STUDENT), features_of(TEACHER, seed=1), batch_of()
@@ -238,9 +238,18 @@ def test_a_dynamic_temperature_softens_rows_that_are_close() -> None:
     total, _ = built(term("soft_labels", temperature=4.0, options=options))(student, teacher, batch)["soft_labels"]
     tau = dynamic_temperature(student["logits"], teacher["logits"], "flsw", 4.0, beta=0.5, gamma=2.0)
     p, q = (teacher["logits"] / tau).log_softmax(-1), (student["logits"] / tau).log_softmax(-1)
-    torch.testing.assert_close(total, 16 * (p.exp() * (p - q)).sum())
+    torch.testing.assert_close(total, (tau.square() * p.exp() * (p - q)).sum())
     plain, _ = built(term("soft_labels", temperature=4.0))(student, teacher, batch)["soft_labels"]
     assert not torch.isclose(total, plain)
+
+
+def test_a_convention_that_counts_padding_is_divided_by_it() -> None:
+    """TinyBERT's code averages over every position. The trainer divides by tokens, whatever the convention."""
+    student, teacher, batch = features_of(STUDENT), features_of(TEACHER, seed=1), batch_of()
+    objective = built(term("hidden_mse", layers=[[1, 1]], options={"convention": "tinybert"}))
+    total, count = objective(student, teacher, batch)["hidden_mse"]
+    torch.testing.assert_close(count, objective.counts(batch)[Unit.TOKENS])
+    torch.testing.assert_close(total / count, torch.nn.functional.mse_loss(student["hidden.1"], teacher["hidden.1"]))
 
 
 def pair_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, mask: Tensor) -> SumCount:
@@ -298,6 +307,12 @@ def test_the_students_own_layers_are_the_map_where_it_inherits() -> None:
             STUDENT,
             TEACHER,
             "hidden_mse: option projection must be one of 'layer', 'shared'; got 'none'",
+        ),
+        (
+            [term("soft_labels", options={"convention": "textbrewr"})],
+            STUDENT,
+            TEACHER,
+            "soft_labels: option convention must be one of 'distill', 'textbrewer', 'tinybert'; got 'textbrewr'",
         ),
         (
             [term("soft_labels", options={"beta": "much"})],
@@ -392,7 +407,9 @@ def test_heads_that_do_not_go_together() -> None:
         built(term("relation", options={"relation_heads": 6}), teacher=six, losses=HEADS)
 
 
-@pytest.mark.parametrize(("mine", "theirs", "heads"), [(768, 768, 48), (384, 768, 48), (312, 768, 24), (16, 24, 8)])
+@pytest.mark.parametrize(
+    ("mine", "theirs", "heads"), [(768, 768, 48), (384, 768, 48), (312, 768, 24), (16, 24, 2), (13, 24, 1)]
+)
 def test_relation_heads_are_chosen_to_divide_both_widths(mine: int, theirs: int, heads: int) -> None:
     student, teacher = (Architecture("bert", 4, width, 2, 3, 50) for width in (mine, theirs))
     objective = built(term("relation"), student=student, teacher=teacher, losses=HEADS)
