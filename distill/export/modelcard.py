@@ -72,6 +72,9 @@ const classify = await pipeline("text-classification", "THIS-FOLDER", {{ dtype: 
 console.log(await classify("a text"));
 ```
 
+A text of more than {manifest["max_length"]} tokens loses its end. transformers.js 4 then also cuts the closing `[SEP]`:
+shorten long texts before you ask it.
+
 Any ONNX Runtime (Android, iOS, C++): feed {_names(inputs)}
 as int64 of shape (batch, length), made by `tokenizer.json`; read {_names(outputs)}
 as float32 of shape (batch, {len(labels)}). Its columns:
