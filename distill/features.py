@@ -10,8 +10,8 @@ scores.k     (B, A, L, L)  what the softmax is given, less the mask: q k^T / sqr
                            which does not divide), DeBERTa's relative terms, ModernBERT's rotation
 attention.k  (B, A, L, L)  softmax of scores.k with the model's own mask, before dropout
 
-Scores and attention are computed in fp32 from the recorded queries and keys. Without the mask, scores also tell of pairs
-that the model never looks at: GPT-2's of what comes later, ModernBERT's of what lies outside a window.
+Scores and attention are computed in fp32 from the recorded queries and keys. Without the mask, scores also tell of
+pairs that the model never looks at: GPT-2's of what comes later, ModernBERT's of what lies outside a window.
 """
 
 from __future__ import annotations
