@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -200,3 +201,16 @@ def test_the_tokens_of_pairs_are_ours(shared_bundle: Any, node: Callable[..., li
     pairs = [(texts[row], texts[-row]) for row in range(40)]
     ours = [row["input_ids"] for row in Bundle.load(shared_bundle.folder).encode(pairs)]
     assert node(shared_bundle.folder, "encode", pairs) == ours
+
+
+def test_the_javascript_of_the_readme_runs(shared_bundle: Any, clients: Path, tmp_path: Path) -> None:
+    """As a person would paste it, but for the two places that it says to fill in."""
+    folder = shared_bundle.folder
+    block = re.search(r"```javascript\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    code = block[1].replace("PATH/TO/THE/PARENT/OF/THIS/FOLDER", str(folder.parent)).replace("THIS-FOLDER", folder.name)
+    (tmp_path / "app.mjs").write_text(code.replace("a text", shared_bundle.texts[0]), encoding="utf-8")
+    (tmp_path / "node_modules").symlink_to(clients / "node_modules")
+    done = subprocess.run(["node", "app.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"label: '{Bundle.load(folder)(shared_bundle.texts[0]).label}'" in done.stdout
