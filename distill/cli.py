@@ -242,7 +242,7 @@ def predict(
         if as_json:
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
         else:
-            shown = text if isinstance(text, str) else " | ".join(text)
+            shown = " ".join((text if isinstance(text, str) else " | ".join(text)).split())
             typer.echo(f"{prediction.label}\t{prediction.probability:.4f}\t{shown}")
 
 

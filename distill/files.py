@@ -18,9 +18,13 @@ from distill.errors import OutputError
 def write_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that a reader sees the old file or the new one, never half of it."""
     beside = path.with_name(path.name + ".writing")
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        sync(beside)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,9 +45,13 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     beside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    fill(beside)
-    for path in sorted(beside.rglob("*")):
-        sync(path)
+    try:
+        fill(beside)
+        for path in sorted(beside.rglob("*")):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -216,7 +216,8 @@ class Run:
         student, teacher = describe(self.student.model), describe(self.teacher.model)
         recipe = self.recipe.objective
         terms, reason = resolve_terms(recipe, self.task.preset, student, teacher, examples=len(self.transfer))
-        return build_objective(terms, student, teacher, layer_map=self.student.layer_map), reason
+        layers = self.student.layer_map
+        return build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed), reason
 
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""
@@ -243,7 +244,7 @@ class Run:
             "data": self.data_hash,
             "max_length": recipe.data.max_length,
             "student": recipe.student.model_dump(mode="json"),
-            "objective": recipe.objective.model_dump(mode="json", by_alias=True) if objective else None,
+            "objective": objective.describe() if objective else None,
             "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),
             "seed": recipe.seed,
         }

@@ -333,6 +333,7 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
     )
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the taps: several cards are for torchrun
     if settings.freeze_embeddings:
         freeze_embeddings(student)
     flush_denormals()

@@ -28,6 +28,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         replace_folder(folder, fail)
     assert (folder / "weights").read_text() == "one"
+    assert not list(tmp_path.glob("*.writing"))
     replace_folder(folder, lambda new: (new / "other").write_text("two"))
     assert [path.name for path in folder.iterdir()] == ["other"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]

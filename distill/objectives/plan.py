@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
+from distill.objectives.attention import shared_heads
 from distill.objectives.base import Loss
 from distill.objectives.layer_map import Kind, LayerMap, resolve_layer_map
 from distill.objectives.projection import INITS, SHARINGS, Init, Sharing
@@ -139,7 +140,7 @@ def _plan(
     temperature = _temperature(term, name, losses, problems)
     layers = _layers(term, name, loss, models, inherited, problems)
     if "relation_heads" in loss.options and not options["relation_heads"]:
-        options["relation_heads"] = relation_heads(*(shape.attention_width for shape in models))
+        options["relation_heads"] = shared_heads(*(shape.attention_width for shape in models))
     problems += [f"{name}: {problem}" for problem in _misfits(loss, options, models)]
     kinds = {key: options[key] for key in DYNAMIC_OPTIONS if key in own} if options.get("dynamic") else {}
     return Plan(
@@ -268,13 +269,6 @@ def _misfits(loss: Loss, options: Mapping[str, Any], models: tuple[Architecture,
         fitting = ", ".join(str(number) for number in _common_divisors(*widths))
         return [f"relation_heads = {heads} must divide {widths[0]} and {widths[1]}; {fitting} would do"]
     return []
-
-
-def relation_heads(student_width: int, teacher_width: int) -> int:
-    """Relation heads that divide both widths: the most up to 48 (MiniLMv2, 2012.15828) that are 8 wide or more."""
-    smaller = min(student_width, teacher_width)
-    fitting = [number for number in _common_divisors(student_width, teacher_width) if number <= 48]
-    return max((number for number in fitting if smaller // number >= 8), default=1)
 
 
 def _common_divisors(one: int, other: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
-from distill.objectives.plan import relation_heads
+from distill.objectives.attention import shared_heads
 from distill.recipe import ObjectiveRecipe, TermRecipe
 
 CACHE_LIMIT = 20e9
@@ -154,4 +154,4 @@ def auto(
 def _relations_fit(student: Architecture, teacher: Architecture) -> bool:
     """Both give queries, keys and values, and their widths can be cut into the same number of relation heads."""
     known = student.family in FAMILIES and teacher.family in FAMILIES
-    return known and relation_heads(student.attention_width, teacher.attention_width) > 1
+    return known and shared_heads(student.attention_width, teacher.attention_width) > 1
