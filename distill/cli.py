@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +139,7 @@ def _pipeline_command(stage: str, help_text: str) -> None:
         loaded = Recipe.load(recipe, overrides or [])
         if output:
             loaded = loaded.model_copy(update={"output": output})
-        pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
+        pipeline = _train_module("distill.pipeline")
         with _display() as display:
             result = pipeline.run_stages(loaded, until=stage, progress=display, replace=replace)
         for line in result.summary():
@@ -147,9 +148,10 @@ def _pipeline_command(stage: str, help_text: str) -> None:
     app.command(name=stage, help=help_text)(command)
 
 
-def _train_extra(load: Callable[[], Any]) -> Any:
+def _train_module(name: str) -> Any:
+    """Imports a module that needs the `train` extra."""
     try:
-        return load()
+        return import_module(name)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] == "distill":
             raise
@@ -173,8 +175,8 @@ def demo(
     """Compress a real model on real data: movie-review sentences, all-MiniLM-L6-v2, no account needed."""
     from distill.recipe import Recipe
 
-    module = _train_extra(lambda: __import__("distill.demo", fromlist=["demo"]))
-    pipeline = _train_extra(lambda: __import__("distill.pipeline", fromlist=["pipeline"]))
+    module = _train_module("distill.demo")
+    pipeline = _train_module("distill.pipeline")
     with _display() as display:
         path = module.prepare_demo(folder, progress=display)
         result = pipeline.run_stages(Recipe.load(path, overrides or []), until="compress", progress=display)
@@ -265,7 +267,7 @@ def verify(
 
     verdict = verify_bundle(bundle)
     if data:
-        shipping = _train_extra(lambda: __import__("distill.shipping", fromlist=["shipping"]))
+        shipping = _train_module("distill.shipping")
         verdict = shipping.verify_with_data(bundle, data, verdict)
     if as_json:
         typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
@@ -293,14 +295,9 @@ def student_show(
     """Print layer map, exact parameters and int8 bytes of a card's student of a teacher."""
     from distill.cards import load_student_card
 
-    def load() -> Any:
-        from distill.student import plan_student
-        from distill.teacher import load_config
-
-        return plan_student(load_config(teacher), load_student_card(card))
-
-    plan = _train_extra(load)
-    _print_table(f"{card} of {teacher}", ["part", "parameters", "int8 bytes"], plan.rows())
+    student, loader = _train_module("distill.student"), _train_module("distill.teacher")
+    plan = student.plan_student(loader.load_config(teacher), load_student_card(card))
+    _print_table(f"{card} of {teacher}", list(student.TABLE_COLUMNS), plan.rows())
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
