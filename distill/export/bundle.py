@@ -127,6 +127,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "task": contents.task,
         "labels": list(contents.labels),
         "max_length": contents.max_length,
+        "pairs": bool(contents.golden_texts) and not any(isinstance(text, str) for text in contents.golden_texts),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": dict(contents.versions),
         "data": contents.data_source,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from distill.export.clients import Facts, as_json, usage
 
 PIPELINES = {"text-classification": "text-classification"}
 """Task to the hub's `pipeline_tag`."""
@@ -38,6 +39,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     ]
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
+    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")))
     text = f"""
 # {_plain(manifest["name"])}
 
@@ -52,35 +54,16 @@ On the test data, each number measured on the file or model named.
 
 ## Use
 
-Python, without torch (`pip install distill`):
+{usage(facts)}
 
-```python
-from distill import Bundle
+### Any other ONNX Runtime
 
-bundle = Bundle.load("PATH/TO/THIS/FOLDER")
-print(bundle("a text").label)
-```
-
-JavaScript, in Node or a browser (`npm install @huggingface/transformers`):
-
-```javascript
-import {{ env, pipeline }} from "@huggingface/transformers";
-
-env.allowRemoteModels = false;
-env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
-const classify = await pipeline("text-classification", "THIS-FOLDER", {{ dtype: "q8" }});
-console.log(await classify("a text"));
-```
-
-A text of more than {manifest["max_length"]} tokens loses its end. transformers.js 4 then also cuts the closing `[SEP]`:
-shorten long texts before you ask it.
-
-Any ONNX Runtime (Android, iOS, C++): feed {_names(inputs)}
+Feed {_names(inputs)}
 as int64 of shape (batch, length), made by `tokenizer.json`; read {_names(outputs)}
 as float32 of shape (batch, {len(labels)}). Its columns:
 
 ```json
-{_json(labels)}
+{as_json(labels)}
 ```
 
 ## Check
@@ -124,9 +107,3 @@ def _plain(text: str) -> str:
     """A name as Markdown text that cannot break out of its place: one line, every sign of HTML and Markdown escaped."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return re.sub(r"[&<>`*\[\]|\\~\"#]", lambda found: f"&#{ord(found[0])};", line)
-
-
-def _json(labels: Sequence[str]) -> str:
-    """JSON that neither ends a code block nor holds a tag; parsed, it is the labels."""
-    text = json.dumps(labels, ensure_ascii=False)
-    return re.sub(r"[&<>`\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from distill.export.clients import Facts, javascript
 from distill.export.runtime import Bundle
 
 HERE = Path(__file__).resolve().parent
@@ -208,9 +209,32 @@ def test_the_javascript_of_the_readme_runs(shared_bundle: Any, clients: Path, tm
     folder = shared_bundle.folder
     block = re.search(r"```javascript\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
-    code = block[1].replace("PATH/TO/THE/PARENT/OF/THIS/FOLDER", str(folder.parent)).replace("THIS-FOLDER", folder.name)
-    (tmp_path / "app.mjs").write_text(code.replace("a text", shared_bundle.texts[0]), encoding="utf-8")
-    (tmp_path / "node_modules").symlink_to(clients / "node_modules")
-    done = subprocess.run(["node", "app.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    code = block[1].replace("a text", shared_bundle.texts[0])
+    said = app(code, folder, clients, tmp_path)
+    assert f"label: '{Bundle.load(folder)(shared_bundle.texts[0]).label}'" in said
+
+
+def test_the_javascript_of_a_bundle_for_pairs_runs(
+    make_bundle: Callable[..., Any], tmp_path: Path, clients: Path
+) -> None:
+    """The pipeline takes single texts alone, so pairs have code of their own."""
+    bundle = make_bundle(tmp_path / "pairs")
+    first, second = bundle.texts[0], bundle.texts[41]
+    facts = Facts(
+        ["arrival", "exchange", "password"], 48, ("input_ids", "attention_mask", "token_type_ids"), pairs=True
+    )
+    code = javascript(facts).replace("a text", first).replace("a second text", second)
+    said, mine = app(code, bundle.folder, clients, tmp_path), Bundle.load(bundle.folder)(first, second)
+    assert f"label: '{mine.label}'" in said
+    assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
+    assert mine.probability != pytest.approx(Bundle.load(bundle.folder)(first).probability, abs=2 * TOLERANCE)
+
+
+def app(code: str, folder: Path, clients: Path, place: Path) -> str:
+    """What the README's JavaScript prints, given the two places that it says to fill in."""
+    code = code.replace("PATH/TO/THE/PARENT/OF/THIS/FOLDER", str(folder.parent)).replace("THIS-FOLDER", folder.name)
+    (place / "app.mjs").write_text(code, encoding="utf-8")
+    (place / "node_modules").symlink_to(clients / "node_modules")
+    done = subprocess.run(["node", "app.mjs"], cwd=place, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert f"label: '{Bundle.load(folder)(shared_bundle.texts[0]).label}'" in done.stdout
+    return done.stdout

@@ -204,7 +204,7 @@ def test_the_card_shows_what_was_measured() -> None:
     assert "| model | accuracy | macro_f1 | of the teacher's | same answer as the teacher | MB |" in card
     assert "| Teacher, PyTorch fp32 | 0.9123 | 0.9000 | 100.0% | 100.0% | 90.0 |" in card
     assert "| **Student, ONNX int8 (ships)** | 0.9000 | 0.8000 | 98.6% | not measured | 2.0 |" in card
-    assert "feed `input_ids`, `attention_mask`\nas int64" in card
+    assert "Feed `input_ids`, `attention_mask`\nas int64" in card
     assert card.startswith("---\npipeline_tag: text-classification\n")
 
 

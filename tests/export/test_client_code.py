@@ -1,0 +1,89 @@
+"""The code of a bundle's README: the bundle's own names and labels in every language."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.export.clients import CLIENTS, Facts, usage
+from distill.export.runtime import Bundle
+
+DECLARATIONS = Path(__file__).resolve().parent.parent / "clients" / "cpp"
+ODD = [
+    "<script>alert(1)</script>",
+    'a "quote" ``` \\ 1',
+    "line\nbreak\x7f9",
+    "日本 é 👩‍👩‍👧",
+    "??=",
+    "%s {} $x",
+    "",
+]
+FACTS = Facts(ODD, 48, ("input_ids", "attention_mask", "token_type_ids"), pairs=False)
+NO_TYPES = replace(FACTS, inputs=("input_ids", "attention_mask"))
+EVERY = [FACTS, NO_TYPES, replace(FACTS, pairs=True), replace(NO_TYPES, pairs=True)]
+NAMES = {"input_ids", "attention_mask", "token_type_ids", "probabilities"}
+
+
+def code_of(markdown: str, fence: str) -> str:
+    block = re.search(rf"```{re.escape(fence)}\n(.*?)```", markdown, re.DOTALL)
+    assert block is not None, fence
+    return block[1]
+
+
+@pytest.mark.parametrize("facts", EVERY)
+@pytest.mark.parametrize("fence", ["kotlin", "swift", "cpp"])
+def test_what_it_feeds_and_reads_is_what_the_graph_has(fence: str, facts: Facts) -> None:
+    """A name too many is an error on somebody's phone, a name too few as well."""
+    code = code_of(usage(facts), fence)
+    assert set(re.findall(r'"(\w+)"', code)) & NAMES == {*facts.inputs, "probabilities"}
+    assert re.search(r"\b48\b", code)
+
+
+def test_the_readme_of_a_bundle_has_its_names(tiny_bundle: Path) -> None:
+    card, model = (tiny_bundle / "README.md").read_text(encoding="utf-8"), Bundle.load(tiny_bundle).model
+    for fence in ("kotlin", "swift", "cpp"):
+        assert set(re.findall(r'"(\w+)"', code_of(card, fence))) & NAMES == {*model.inputs, "probabilities"}
+    assert 'model_quantized.onnx"' in code_of(card, "kotlin")
+    assert [line for line in card.splitlines() if line.startswith("### ")] == [
+        *(f"### {client.title}" for client in CLIENTS),
+        "### Any other ONNX Runtime",
+    ]
+
+
+@pytest.mark.parametrize("facts", EVERY)
+def test_the_cpp_compiles_and_its_labels_are_the_labels(facts: Facts, tmp_path: Path) -> None:
+    """Against declarations of the calls, not ONNX Runtime's own header, which no package here brings."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    program = tmp_path / "classifier.cpp"
+    show = "std::fwrite(label.data(), 1, label.size(), stdout), std::fputc(30, stdout);"
+    main = f"#include <cstdio>\nint main() {{ for (const auto& label : kLabels) {show} }}\n"
+    program.write_text(code_of(usage(facts), "cpp") + main, encoding="utf-8")
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", DECLARATIONS, program, "-o", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = subprocess.run([tmp_path / "run"], capture_output=True, check=True).stdout.decode()
+    assert printed.split("\x1e")[:-1] == ODD
+
+
+@pytest.mark.parametrize("facts", EVERY)
+def test_no_label_breaks_out(facts: Facts) -> None:
+    markdown = usage(facts)
+    assert "<script" not in markdown
+    assert len([line for line in markdown.splitlines() if line.startswith("```")]) == 2 * len(CLIENTS)
+
+
+def test_pairs_are_asked_as_pairs() -> None:
+    """A pipeline that forgot the second text would still answer."""
+    markdown = usage(replace(FACTS, pairs=True))
+    assert 'bundle("a text", "a second text")' in code_of(markdown, "python")
+    assert 'text_pair: "a second text"' in code_of(markdown, "javascript")
+    assert "fun probabilities(text: String, second: String)" in code_of(markdown, "kotlin")
+    assert "std::vector<int64_t> ids, std::vector<int64_t> types)" in code_of(markdown, "cpp")
+    assert json.dumps("a second text") not in usage(FACTS)
