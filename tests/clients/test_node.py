@@ -219,15 +219,17 @@ def test_the_javascript_of_a_bundle_for_pairs_runs(
 ) -> None:
     """The pipeline takes single texts alone, so pairs have code of their own."""
     bundle = make_bundle(tmp_path / "pairs")
-    first, second = bundle.texts[0], bundle.texts[41]
+    ours = Bundle.load(bundle.folder)
+    first = bundle.texts[0]
+    second = min(bundle.texts, key=lambda text: ours(first, text).probabilities[ours(first).label])
     facts = Facts(
         ["arrival", "exchange", "password"], 48, ("input_ids", "attention_mask", "token_type_ids"), pairs=True
     )
     code = javascript(facts).replace("a text", first).replace("a second text", second)
-    said, mine = app(code, bundle.folder, clients, tmp_path), Bundle.load(bundle.folder)(first, second)
+    said, mine = app(code, bundle.folder, clients, tmp_path), ours(first, second)
     assert f"label: '{mine.label}'" in said
     assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
-    assert mine.probability != pytest.approx(Bundle.load(bundle.folder)(first).probability, abs=2 * TOLERANCE)
+    assert mine.label != ours(first).label  # or a text that never arrived would not show
 
 
 def app(code: str, folder: Path, clients: Path, place: Path) -> str:
