@@ -16,25 +16,38 @@ from torch import Tensor
 from distill.errors import ObjectiveError
 from distill.objectives.base import SumCount
 
+Heads = Literal["each", "mean", "sum"]
+"""Scores head by head, or merged over heads first: the numbers of heads may then differ."""
+
 
 def attention_mse(
-    student: Tensor, teacher: Tensor, *, mask: Tensor, convention: Literal["distill", "tinybert"] = "distill"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    heads: Heads = "each",
+    convention: Literal["distill", "tinybert", "textbrewer"] = "distill",
 ) -> SumCount:
     """Squared difference of the scores, averaged over heads and over valid keys, summed over valid queries.
 
     Args:
         student: (B, A, L, L).
-        teacher: (B, A, L, L), as many heads.
+        teacher: (B, A, L, L), as many heads unless they are merged.
         mask: (B, L).
+        heads: `mean` and `sum` merge the scores over heads first (TextBrewer's `att_mse_sum_loss`).
         convention: `tinybert` (1909.10351) averages over all B * A * L * L pairs; scores of masked keys, which are
-            below -100 there, count as 0 in both.
+            below -100 there, count as 0 in both. `textbrewer` sums over heads and valid pairs and divides by the
+            number of pairs, sum_b n_b^2 (att_mse_loss).
 
     Raises:
         ObjectiveError: The numbers of heads differ.
     """
+    student, teacher = _merged(student, heads), _merged(teacher.detach(), heads)
     _same_heads(student, teacher)
     pairs_BLL = mask.float().unsqueeze(1) * mask.float().unsqueeze(2)
-    squares_BLL = (student.float() - teacher.float().detach()).square().mean(1)
+    squares_BLL = (student.float() - teacher.float()).square().mean(1)
+    if convention == "textbrewer":
+        return (squares_BLL * pairs_BLL).sum() * student.shape[1], pairs_BLL.sum()
     if convention == "tinybert":
         keys_BLL = mask.float().unsqueeze(1).expand_as(squares_BLL)
         batch, length = mask.shape
@@ -43,22 +56,36 @@ def attention_mse(
     return (squares_BLL * pairs_BLL / keys_B11).sum(), mask.sum().float()
 
 
-def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor) -> SumCount:
+def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads = "each") -> SumCount:
     """KL divergence of each query's attention, averaged over heads (MiniLM, 2002.10957, equation 2).
+
+    Args:
+        student: (B, A, L, L).
+        teacher: (B, A, L, L), as many heads unless they are merged.
+        mask: (B, L).
+        heads: `mean` and `sum` merge the scores over heads before the softmax.
 
     Raises:
         ObjectiveError: The numbers of heads differ.
     """
+    student, teacher = _merged(student, heads), _merged(teacher, heads)
     _same_heads(student, teacher)
     return _divergence(student, teacher.detach(), mask)
 
 
-def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor) -> SumCount:
+def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads = "each") -> SumCount:
     """Cross-entropy of each query's attention, averaged over heads (MobileBERT, 2004.02984): the same gradient as KL.
+
+    Args:
+        student: (B, A, L, L).
+        teacher: (B, A, L, L), as many heads unless they are merged.
+        mask: (B, L).
+        heads: `mean` and `sum` merge the scores over heads before the softmax (TextBrewer's `att_ce_mean_loss`).
 
     Raises:
         ObjectiveError: The numbers of heads differ.
     """
+    student, teacher = _merged(student, heads), _merged(teacher, heads)
     _same_heads(student, teacher)
     log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
     p_BALL = _masked(teacher.float().detach(), mask).softmax(-1)
@@ -97,6 +124,28 @@ def relation(
     return _divergence(scores[0], scores[1], mask)
 
 
+def sample_relation(student: Tensor, teacher: Tensor, *, mask: Tensor, relation_heads: int = 0) -> SumCount:
+    """KL divergence of the relations between rows of the batch, position by position (PP-MiniLM).
+
+    Queries, keys or values are split into R heads as for `relation`; at each position softmax(X X^T / sqrt(d)) then
+    runs over the rows that have a token there (PaddleNLP's `calc_multi_relation_loss`, which counts padding too). The
+    value depends on which rows share a batch.
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        relation_heads: R; 0 takes the largest number up to 48 that divides both widths into heads of 8 or more.
+
+    Raises:
+        ObjectiveError: R does not divide both widths.
+    """
+    # Rows take the place of positions, and positions that of rows.
+    return relation(
+        student.transpose(0, 1), teacher.transpose(0, 1), mask=mask.transpose(0, 1), relation_heads=relation_heads
+    )
+
+
 def shared_heads(student: int, teacher: int) -> int:
     """The most heads up to 48 (MiniLMv2, 2012.15828) that divide both widths and are 8 wide or more in the narrower."""
     shared, narrower = math.gcd(student, teacher), min(student, teacher)
@@ -129,10 +178,17 @@ def _masked(scores_BALL: Tensor, mask: Tensor) -> Tensor:
     return scores_BALL.masked_fill(mask[:, None, None, :] == 0, -1e9)
 
 
+def _merged(scores_BALL: Tensor, heads: Heads) -> Tensor:
+    if heads == "each":
+        return scores_BALL
+    scores_BALL = scores_BALL.float()
+    return scores_BALL.mean(1, keepdim=True) if heads == "mean" else scores_BALL.sum(1, keepdim=True)
+
+
 def _same_heads(student: Tensor, teacher: Tensor) -> None:
     if student.shape[1] != teacher.shape[1]:
         raise ObjectiveError(
             f"the student has {student.shape[1]} heads, the teacher {teacher.shape[1]}",
             where="objective",
-            fix="Use query_relation, key_relation and value_relation, which need no equal heads.",
+            fix="Set heads to mean, or use query_relation, key_relation and value_relation, which need no equal heads.",
         )

@@ -165,8 +165,8 @@ def _bind(plan: Plan, batch: Mapping[str, Tensor], progress: float) -> Callable[
     options = dict(plan.options)
     if plan.temperature is not None:
         options["temperature"] = plan.temperature(progress)
-    inputs = {name: batch[_BATCH_NAMES.get(name, name)] for name in plan.loss.inputs}
-
+    columns = {name: _BATCH_NAMES.get(name, name) for name in plan.loss.inputs}
+    inputs = {name: batch[column] for name, column in columns.items() if column in batch}
     unit = count_units(batch)[plan.loss.unit]
 
     def call(student: Any, teacher: Any, **more: Any) -> SumCount:

@@ -161,7 +161,7 @@ def _plan(
 def _own_options(term: TermRecipe, loss: Loss) -> dict[str, Any]:
     """Options that the objective, not the loss, acts upon."""
     own = dict(PROJECTION_OPTIONS) if loss.projects else {}
-    if loss.feature == "logits" and "temperature" in loss.options:
+    if loss.feature == "logits" and "temperature" in loss.options and not loss.in_batch:
         own |= DYNAMIC_OPTIONS
     if term.layers == "emd" and loss.feature not in ("", "logits"):
         own |= EMD_OPTIONS

@@ -20,9 +20,11 @@ def soft_labels(
     teacher: Tensor,
     *,
     scored: Tensor,
+    labels: Tensor | None = None,
     temperature: float | Tensor = 4.0,
     standardise: bool = False,
-    convention: Literal["distill", "textbrewer", "tinybert"] = "distill",
+    shift: bool = False,
+    convention: Literal["distill", "textbrewer", "tinybert", "modelopt"] = "distill",
 ) -> SumCount:
     """KL divergence from the teacher's softened distribution to the student's.
 
@@ -33,20 +35,26 @@ def soft_labels(
         student: Logits, the leading dimensions of `scored` by classes.
         teacher: The same shape.
         scored: bool; which rows of logits count.
+        labels: int64 of the shape of `scored`, -100 where there is none; read by `shift` alone.
         temperature: T > 0; a tensor of the shape of `scored` gives each row its own.
         standardise: First bring each row of both to mean 0 and deviation 1 (1e-7 against division by zero), as in
             logit standardisation (2403.01427).
+        shift: Where the teacher is wrong about a row with a gold label, exchange its highest logit with the label's
+            (probability shift, 1911.07471).
         convention: `textbrewer` is cross-entropy without T^2 (kd_ce_loss); `tinybert` is cross-entropy averaged over
             rows and classes (soft_cross_entropy). Both keep the teacher's entropy, so they are not 0 at equality.
+            `modelopt` is KL averaged over rows and classes, with T^2.
 
     Raises:
-        ObjectiveError: The shapes differ or the temperature is not above 0.
+        ObjectiveError: The shapes differ, the temperature is not above 0, or `shift` has no labels of classes.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     student_NC, teacher_NC = student[scored].float(), teacher[scored].float().detach()
+    if shift:
+        teacher_NC = _shifted(teacher_NC, labels, scored)
     if standardise:
         student_NC, teacher_NC = _standardised(student_NC), _standardised(teacher_NC)
-    t_N1 = _temperature(temperature, scored, student_NC)
+    t_N1 = row_temperature(temperature, scored, student_NC)
     log_q_NC = (student_NC / t_N1).log_softmax(-1)
     log_p_NC = (teacher_NC / t_N1).log_softmax(-1)
     p_NC = log_p_NC.exp()
@@ -55,7 +63,8 @@ def soft_labels(
         return -(p_NC * log_q_NC).sum(), count
     if convention == "tinybert":
         return -(p_NC * log_q_NC).sum() / student_NC.shape[-1], count
-    return ((t_N1**2) * p_NC * (log_p_NC - log_q_NC)).sum(), count
+    total = ((t_N1**2) * p_NC * (log_p_NC - log_q_NC)).sum()
+    return total / student_NC.shape[-1] if convention == "modelopt" else total, count
 
 
 def hard_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor, scored: Tensor) -> SumCount:
@@ -85,9 +94,9 @@ def soft_labels_multilabel(
     Raises:
         ObjectiveError: The shapes differ or the temperature is not above 0.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     student_NC, teacher_NC = student[scored].float(), teacher[scored].float().detach()
-    t_N1 = _temperature(temperature, scored, student_NC)
+    t_N1 = row_temperature(temperature, scored, student_NC)
     p_NC = (teacher_NC / t_N1).sigmoid()
     cross = F.binary_cross_entropy_with_logits(student_NC / t_N1, p_NC, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(teacher_NC / t_N1, p_NC, reduction="none")
@@ -100,20 +109,44 @@ def regression(student: Tensor, teacher: Tensor, *, scored: Tensor) -> SumCount:
     Raises:
         ObjectiveError: The shapes differ.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     squares_NC = (student[scored].float() - teacher[scored].float().detach()).square()
     return squares_NC.mean(-1).sum(), scored.sum().float()
 
 
-def _temperature(temperature: float | Tensor, scored: Tensor, like: Tensor) -> Tensor:
-    """(N, 1) for a temperature of each row, else a scalar."""
+def row_temperature(temperature: float | Tensor, scored: Tensor, like: Tensor) -> Tensor:
+    """The temperature to divide scored rows by: (N, 1) for a temperature of each row, else a scalar."""
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature[scored].to(like).detach().unsqueeze(-1)
-    if not float(temperature) > 0.0:
-        raise ObjectiveError(
-            f"temperature must be above 0; got {float(temperature):g}", where="objective", fix="Set it to 1 or more."
-        )
+    check_temperature(float(temperature))
     return torch.as_tensor(float(temperature), dtype=like.dtype, device=like.device)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuses what divides by 0 or turns a loss upside down.
+
+    Raises:
+        ObjectiveError: It is not above 0.
+    """
+    if not temperature > 0.0:
+        raise ObjectiveError(
+            f"temperature must be above 0; got {temperature:g}", where="objective", fix="Set it to 1 or more."
+        )
+
+
+def _shifted(teacher_NC: Tensor, labels: Tensor | None, scored: Tensor) -> Tensor:
+    """The teacher's logits, highest and gold exchanged; a row without a label stays as it is."""
+    if labels is None or labels.is_floating_point() or labels.shape != scored.shape:
+        raise ObjectiveError(
+            "shift exchanges the teacher's highest logit with the gold label's; this batch has no labels of classes",
+            where="objective",
+            fix="Take shift = true away, or train on labelled rows.",
+        )
+    gold_N, highest_N = labels[scored], teacher_NC.argmax(-1)
+    gold_N1 = torch.where(has_label(gold_N), gold_N, highest_N).unsqueeze(-1)
+    highest_N1 = highest_N.unsqueeze(-1)
+    swapped_NC = teacher_NC.scatter(-1, gold_N1, teacher_NC.gather(-1, highest_N1))
+    return swapped_NC.scatter(-1, highest_N1, teacher_NC.gather(-1, gold_N1))
 
 
 def _standardised(logits_NC: Tensor) -> Tensor:
@@ -121,7 +154,12 @@ def _standardised(logits_NC: Tensor) -> Tensor:
     return centred / (logits_NC.std(-1, keepdim=True) + 1e-7)
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuses logits that would broadcast against each other.
+
+    Raises:
+        ObjectiveError: The shapes differ.
+    """
     if student.shape != teacher.shape:
         raise ObjectiveError(
             f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}",

@@ -9,6 +9,7 @@ from distill.objectives.losses import LOSSES
 B, L, H, A, C = 4, 7, 16, 4, 5
 LENGTHS = torch.tensor([7, 3, 5, 1])
 SHAPES = {"logits": (B, C), "scores": (B, A, L, L)}
+TOKEN_AXES = {"logits": (), "scores": (2, 3)}
 ENTROPY = {"attention_ce"}
 """Cross-entropies: least at equality, where they are the teacher's entropy and not 0."""
 
@@ -25,14 +26,17 @@ def a_batch():
 
 
 def features(loss, seed, dtype=torch.float64):
+    """What one side gives; both layers of a loss on two stand in one tensor, (B, 2, L, H)."""
     generator = torch.Generator().manual_seed(seed)
-    shape = SHAPES.get(loss.feature or "logits", (B, L, H))
+    shape = SHAPES.get(loss.feature or "logits", (B, L, H) if loss.layers_per_item == 1 else (B, 2, L, H))
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def compute(loss, student, teacher, batch):
     named = {"mask": "attention_mask"}
     inputs = {name: batch[named.get(name, name)] for name in loss.inputs}
+    if loss.layers_per_item == 2:
+        student, teacher = student.unbind(1), teacher.unbind(1)
     return loss.function(student, teacher, **inputs)
 
 
@@ -69,17 +73,11 @@ def test_no_gradient_reaches_the_teacher(loss):
     assert teacher.grad is None or not teacher.grad.any()
 
 
-def padded(values, feature, more):
+def padded(values, loss, more):
     """The same rows with `more` positions of garbage behind each."""
-    if feature in ("logits", ""):
-        return values
-    noise = torch.Generator().manual_seed(9)
-    sizes = [
-        size + more if axis >= (2 if feature == "scores" else 1) else size for axis, size in enumerate(values.shape)
-    ]
-    if feature not in ("scores",):
-        sizes[-1] = values.shape[-1]
-    wide = 50.0 * torch.randn(sizes, generator=noise, dtype=values.dtype)
+    axes = TOKEN_AXES.get(loss.feature or "logits", (loss.layers_per_item,))
+    sizes = [size + more if axis in axes else size for axis, size in enumerate(values.shape)]
+    wide = 50.0 * torch.randn(sizes, generator=torch.Generator().manual_seed(9), dtype=values.dtype)
     wide[tuple(slice(size) for size in values.shape)] = values
     return wide
 
@@ -88,9 +86,9 @@ def padded(values, feature, more):
 def test_padding_changes_neither_value_nor_gradient(loss, more):
     batch, student, teacher = a_batch(), features(loss, 1), features(loss, 2)
     wide = dict(batch, attention_mask=torch.nn.functional.pad(batch["attention_mask"], (0, more)))
-    short, long = student.clone().requires_grad_(), padded(student, loss.feature, more).requires_grad_()
+    short, long = student.clone().requires_grad_(), padded(student, loss, more).requires_grad_()
     one, one_count = compute(loss, short, teacher, batch)
-    other, other_count = compute(loss, long, padded(teacher, loss.feature, more), wide)
+    other, other_count = compute(loss, long, padded(teacher, loss, more), wide)
     one.backward()
     other.backward()
     assert one_count == other_count
@@ -102,6 +100,8 @@ def test_padding_changes_neither_value_nor_gradient(loss, more):
 
 @pytest.mark.parametrize("split", [[1, 3], [2, 2], [1, 1, 1, 1]])
 def test_splitting_the_batch_changes_no_gradient(loss, split):
+    if loss.in_batch:
+        pytest.skip("compares the rows of a batch with each other")
     batch, teacher = a_batch(), features(loss, 2)
     whole, parts = features(loss, 1).requires_grad_(), features(loss, 1).requires_grad_()
     total, count = compute(loss, whole, teacher, batch)
@@ -134,7 +134,40 @@ def test_half_precision_gives_finite_fp32(loss, dtype):
     assert torch.isfinite(student.grad).all()
 
 
-@pytest.mark.parametrize("name", ["soft_labels", "soft_labels_multilabel"])
+IN_BATCH = [name for name, loss in LOSSES.items() if loss.in_batch]
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_what_compares_rows_says_so(name):
+    """Marked `in_batch`, a loss is excused from the test above: only those that need it may be."""
+    loss, batch = LOSSES[name], a_batch()
+    student, teacher = features(loss, 1), features(loss, 2)
+    whole, _ = compute(loss, student, teacher, batch)
+    alone = sum(
+        compute(loss, student[row : row + 1], teacher[row : row + 1], {k: v[row : row + 1] for k, v in batch.items()})[
+            0
+        ]
+        for row in range(B)
+    )
+    assert not torch.isclose(whole, alone, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+@pytest.mark.parametrize("rows", [[0], [0, 0], [2]], ids=["one row", "one row twice", "an unscored row"])
+def test_rows_that_give_nothing_to_compare_are_finite(name, rows):
+    """Distances of 0 have roots of infinite slope, and a class of one row has no deviation."""
+    loss = LOSSES[name]
+    batch = {key: value[rows] for key, value in a_batch().items()}
+    student, teacher = features(loss, 1)[rows].requires_grad_(), features(loss, 2)[rows]
+    total, count = compute(loss, student, teacher, batch)
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(student.grad).all()
+    assert student.grad.abs().max() < 10.0
+    assert count == count_units(batch)[loss.unit]
+
+
+@pytest.mark.parametrize("name", ["soft_labels", "soft_labels_multilabel", "reverse_kl"])
 def test_temperature_squared_keeps_the_size_of_gradients(name):
     """At large T the gradient no longer depends on T; without the factor it would fall as 1 / T^2."""
     norms = []
