@@ -312,7 +312,7 @@ def test_the_students_own_layers_are_the_map_where_it_inherits() -> None:
             [term("soft_labels", options={"convention": "textbrewr"})],
             STUDENT,
             TEACHER,
-            "soft_labels: option convention must be one of 'distill', 'textbrewer', 'tinybert', 'modelopt'; got 'textbrewr'",
+            "option convention must be one of 'distill', 'textbrewer', 'tinybert', 'modelopt'; got 'textbrewr'",
         ),
         (
             [term("soft_labels", options={"beta": "much"})],
