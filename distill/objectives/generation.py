@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.errors import ObjectiveError
 from distill.objectives.base import SumCount
-from distill.objectives.soft_labels import row_temperature, same_shape
+from distill.objectives.soft_labels import log_probabilities, row_temperature, same_shape
 
 
 def jsd(
@@ -39,7 +39,7 @@ def jsd(
         raise ObjectiveError(
             f"mix must be between 0 and 1; got {mix:g}", where="objective", fix="Set it to 0.5 for equal shares."
         )
-    log_q_NC, log_p_NC, _ = _log_probabilities(student, teacher, scored, temperature)
+    log_q_NC, log_p_NC, _ = _both(student, teacher, scored, temperature)
     if mix in (0.0, 1.0):
         each_N = _kl(log_p_NC, log_q_NC) if mix == 0.0 else _kl(log_q_NC, log_p_NC)
     else:
@@ -61,7 +61,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, scored: Tensor, temperature:
     Raises:
         ObjectiveError: The shapes differ or the temperature is not above 0.
     """
-    log_q_NC, log_p_NC, t_N1 = _log_probabilities(student, teacher, scored, temperature)
+    log_q_NC, log_p_NC, t_N1 = _both(student, teacher, scored, temperature)
     return (t_N1.square() * _kl(log_q_NC, log_p_NC).unsqueeze(-1)).sum(), scored.sum().float()
 
 
@@ -77,18 +77,18 @@ def total_variation(student: Tensor, teacher: Tensor, *, scored: Tensor, tempera
     Raises:
         ObjectiveError: The shapes differ or the temperature is not above 0.
     """
-    log_q_NC, log_p_NC, _ = _log_probabilities(student, teacher, scored, temperature)
+    log_q_NC, log_p_NC, _ = _both(student, teacher, scored, temperature)
     return 0.5 * (log_p_NC.exp() - log_q_NC.exp()).abs().sum(), scored.sum().float()
 
 
-def _log_probabilities(
+def _both(
     student: Tensor, teacher: Tensor, scored: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(N, C) of student and teacher, and the temperature as a scalar or (N, 1)."""
     same_shape(student, teacher)
     student_NC, teacher_NC = student[scored].float(), teacher[scored].float().detach()
     t_N1 = row_temperature(temperature, scored, student_NC)
-    return (student_NC / t_N1).log_softmax(-1), (teacher_NC / t_N1).log_softmax(-1), t_N1
+    return log_probabilities(student_NC / t_N1), log_probabilities(teacher_NC / t_N1), t_N1
 
 
 def _kl(log_one_NC: Tensor, log_other_NC: Tensor) -> Tensor:

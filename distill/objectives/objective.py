@@ -129,7 +129,7 @@ class Objective(nn.Module):
                 "temperature": "" if plan.temperature is None else str(plan.temperature),
                 "reads": _reads(plan),
                 "layers": [list(pair) for pair in plan.layers],
-                "options": {**plan.options, **plan.dynamic},
+                "options": {**plan.options, **plan.dynamic, **_training_options(plan)},
             }
             for plan in self.plans
         ]
@@ -195,6 +195,16 @@ def _on_logits(
     base = plan.temperature(progress)
     temperatures[scored] = dynamic_temperature(student[scored], teacher[scored], base=base, **chosen).squeeze(-1)
     return call(student, teacher, temperature=temperatures)
+
+
+def _training_options(plan: Plan) -> dict[str, Any]:
+    """What of the objective's own options bears on the result."""
+    options: dict[str, Any] = {}
+    if plan.widths is not None:
+        options |= {"projection": plan.sharing, "projection_init": plan.init}
+    if plan.emd_temperature is not None:
+        options["emd_temperature"] = plan.emd_temperature
+    return options
 
 
 def _reads(plan: Plan) -> str:

@@ -32,7 +32,7 @@ def soft_labels(
     T^2 keeps the gradient's size comparable to that of hard labels (Hinton et al., 1503.02531).
 
     Args:
-        student: Logits, the leading dimensions of `scored` by classes.
+        student: Logits, the leading dimensions of `scored` by classes; -inf in both rules a class out.
         teacher: The same shape.
         scored: bool; which rows of logits count.
         labels: int64 of the shape of `scored`, -100 where there is none; read by `shift` alone.
@@ -55,8 +55,7 @@ def soft_labels(
     if standardise:
         student_NC, teacher_NC = _standardised(student_NC), _standardised(teacher_NC)
     t_N1 = row_temperature(temperature, scored, student_NC)
-    log_q_NC = (student_NC / t_N1).log_softmax(-1)
-    log_p_NC = (teacher_NC / t_N1).log_softmax(-1)
+    log_q_NC, log_p_NC = log_probabilities(student_NC / t_N1), log_probabilities(teacher_NC / t_N1)
     p_NC = log_p_NC.exp()
     count = scored.sum().float()
     if convention == "textbrewer":
@@ -120,6 +119,11 @@ def row_temperature(temperature: float | Tensor, scored: Tensor, like: Tensor) -
         return temperature[scored].to(like).detach().unsqueeze(-1)
     check_temperature(float(temperature))
     return torch.as_tensor(float(temperature), dtype=like.dtype, device=like.device)
+
+
+def log_probabilities(logits_NC: Tensor) -> Tensor:
+    """Logarithms of the softmax, none below -1e4: classes ruled out by -inf then add 0 to a divergence, and not nan."""
+    return logits_NC.log_softmax(-1).clamp(min=-1e4)
 
 
 def check_temperature(temperature: float) -> None:

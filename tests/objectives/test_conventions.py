@@ -56,6 +56,23 @@ def test_distilbert_and_distil_whisper_select_rows_and_take_batchmean():
     agrees(soft_labels.soft_labels(student, teacher, scored=scored, temperature=2.0), expected)
 
 
+@pytest.mark.parametrize(
+    "loss", [soft_labels.soft_labels, generation.jsd, generation.reverse_kl, generation.total_variation]
+)
+def test_positions_ruled_out_by_minus_infinity_do_not_count(loss):
+    """run_squad_w_distillation.py softmaxes over padding too; with -inf in both, 0 * (inf - inf) must not be nan."""
+    ruled = np.full((B, 2), -np.inf)
+    student, teacher = tensors(np.hstack([S, ruled]), np.hstack([T, ruled]))
+    short = torch.from_numpy(S).requires_grad_()
+    expected, _ = loss(short, torch.from_numpy(T), scored=EVERY)
+    found, _ = loss(student.requires_grad_(), teacher, scored=EVERY)
+    torch.testing.assert_close(found, expected)
+    expected.backward()
+    found.backward()
+    torch.testing.assert_close(student.grad[:, :C], short.grad)
+    assert not student.grad[:, C:].any()
+
+
 def test_modelopt_averages_over_classes_too():
     """LogitsDistillationLoss(reduction="mean"): every element, times T^2."""
     p, q = softmax(T / 3), softmax(S / 3)

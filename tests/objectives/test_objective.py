@@ -285,6 +285,22 @@ def test_rows_and_description() -> None:
     assert described[1]["layers"] == [[0, 0], [1, 1], [2, 4]]
 
 
+@pytest.mark.parametrize(
+    ("option", "one", "other", "more"),
+    [
+        ("projection_init", "normal", "orthogonal", {}),
+        ("projection", "layer", "shared", {}),
+        ("emd_temperature", 1.0, 2.0, {"layers": "emd"}),
+    ],
+)
+def test_what_changes_the_result_changes_the_description(option: str, one: Any, other: Any, more: Any) -> None:
+    """A finished run is taken up again by its description: an option left out of it would be ignored from then on."""
+    first, second = (
+        built(term("hidden_mse", options={option: value}, **more), teacher=WIDE).describe() for value in (one, other)
+    )
+    assert first != second
+
+
 def test_the_students_own_layers_are_the_map_where_it_inherits() -> None:
     objective = built(term("hidden_mse", layers="inherited"), layer_map=[(1, 2), (2, 3)])
     assert objective.layer_maps == {"hidden_mse": [(0, 0), (1, 2), (2, 3)]}
