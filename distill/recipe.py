@@ -62,8 +62,13 @@ class StudentRecipe(_Section):
     attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
     intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")
     activation: str | None = Field(None, description="Overrides the card's activation: gelu, gelu_new, relu.")
-    init: Literal["teacher", "random"] = Field(
-        "teacher", description="`teacher` inherits layers where widths agree; `random` starts from scratch."
+    inherit_layers: Literal["card", "even", "first", "last", "important"] | list[int] = Field(
+        "card",
+        description="Teacher layers it starts from: the card's, even, first, last, `important` (measured), or numbers.",
+    )
+    init: Literal["teacher", "copy", "random"] = Field(
+        "teacher",
+        description="`teacher` copies what agrees and fits what was cut; `copy` only copies; `random` does neither.",
     )
     vocabulary: int | Literal["full", "used"] = Field(
         "full",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
@@ -18,7 +22,8 @@ from distill.objectives import Objective, build_objective
 from distill.objectives.presets import resolve_terms
 from distill.progress import Progress
 from distill.recipe import Recipe
-from distill.student import Student, build_student
+from distill.start import start_student
+from distill.student import Student
 from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
 from distill.teacher import (
     Checkpoint,
@@ -33,6 +38,9 @@ from distill.teacher import (
 )
 from distill.training import tensor_collate
 from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
+
+SAMPLE = 256
+"""Texts that a student is fitted on."""
 
 
 class Run:
@@ -185,21 +193,7 @@ class Run:
 
     def new_student(self) -> Student:
         """The student as it is before training; the same one each time."""
-        wanted = self.recipe.student
-        return build_student(
-            self.teacher.model,
-            load_student_card(wanted.card),
-            overrides={
-                "layers": wanted.layers,
-                "hidden_size": wanted.hidden_size,
-                "attention_heads": wanted.attention_heads,
-                "intermediate_size": wanted.intermediate_size,
-                "activation": wanted.activation,
-            },
-            seed=self.recipe.seed,
-            init=wanted.init,
-            kept_ids=self.trimmed.kept_ids if self.trimmed else None,
-        )
+        return replace(self.student, model=copy.deepcopy(self.student.model))
 
     def checkpoint_of(self, student: Student) -> Checkpoint:
         """The student with the tokenizer that it will ship with."""
@@ -208,8 +202,32 @@ class Run:
 
     @cached_property
     def student(self) -> Student:
-        """The student before training, as a template for plans and objectives."""
-        return self.new_student()
+        """The student before training, as a template for plans and objectives: it is not trained itself."""
+        wanted = self.recipe.student
+        return start_student(
+            self.teacher.model,
+            load_student_card(wanted.card),
+            self.some_batches,
+            overrides={
+                "layers": wanted.layers,
+                "hidden_size": wanted.hidden_size,
+                "attention_heads": wanted.attention_heads,
+                "intermediate_size": wanted.intermediate_size,
+                "activation": wanted.activation,
+            },
+            layers=wanted.inherit_layers,
+            init=wanted.init,
+            seed=self.recipe.seed,
+            kept_ids=self.trimmed.kept_ids if self.trimmed else None,
+            progress=self.progress,
+        )
+
+    def some_batches(self) -> list[dict[str, Tensor]]:
+        """Up to `SAMPLE` rows of the transfer set, evenly spread over it, in batches: what a student is fitted on."""
+        step = max(1, len(self.transfer) // SAMPLE)
+        rows = [self.transfer[row] for row in range(0, len(self.transfer), step)][:SAMPLE]
+        collate = tensor_collate(self.task, self.teacher.padding)
+        return [collate(rows[begin : begin + 32]) for begin in range(0, len(rows), 32)]
 
     def objective(self) -> tuple[Objective, str]:
         """The recipe's objective, and why it is this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -116,11 +116,9 @@ def build_student(
     order = _label_order(teacher.config, config)
     taken = inherit(teacher, model, layer_map, parts=card.inherits.parts, label_order=order)
     model.tie_weights()
-    if kept_ids is not None:
-        model = trim_embeddings(model, kept_ids)
     model.train()
     fresh = tuple(name for name, _ in model.named_parameters() if name not in taken.names)
-    return Student(
+    student = Student(
         model=model,
         card=card,
         layer_map=layer_map,
@@ -129,6 +127,14 @@ def build_student(
         fresh=fresh,
         remarks=tuple(_remarks(teacher.config, model, taken, fresh)),
     )
+    return student if kept_ids is None else trim_student(student, kept_ids)
+
+
+def trim_student(student: Student, kept_ids: Sequence[int]) -> Student:
+    """The student with fewer tokens: row i of its tables is what row `kept_ids[i]` was. Its model is changed."""
+    model = trim_embeddings(student.model, kept_ids)
+    model.train(student.model.training)
+    return replace(student, model=model, size=measure(model))
 
 
 def plan_student(
