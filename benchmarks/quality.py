@@ -4,8 +4,8 @@
 
 A teacher of six layers (all-MiniLM-L6-v2 with a head) is fine-tuned once on each set. Its students have four of its
 layers and half of their feed-forward neurons, fitted to it as every student is, and 4,000 rows, three epochs and one
-learning rate for every objective, `none` included. A tenth of each training file chooses the epoch; the test file is only reported on. A run
-that is killed goes on where it was.
+learning rate for every objective, `none` included. A tenth of each training file chooses the epoch; the test file is
+only reported on. A run that is killed goes on where it was.
 """
 
 from __future__ import annotations
