@@ -12,15 +12,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from distill.errors import DataError
+from distill.files import read_json, sha256_json, write_json
 from distill.progress import SILENT, Progress
+from distill.recipe import AugmentRecipe
 
 Way = Callable[[str, np.random.Generator], str]
 """Makes a new text from one; gives the same text back where it can do nothing."""
@@ -66,6 +69,71 @@ def augment(
                     new.append(made)
             stage.advance()
     return new
+
+
+def kept_texts(
+    texts: Sequence[str],
+    recipe: AugmentRecipe,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    path: Path,
+    *,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[str]:
+    """What a recipe asks for, made once: `path` keeps it with a hash of all that it depends on.
+
+    Args:
+        texts: The training texts.
+        recipe: Which ways, and how many copies.
+        model: The teacher, whose token table `neighbours` reads.
+        tokenizer: The teacher's.
+        path: A JSON file.
+        seed: One seed, one result.
+        progress: Told about texts.
+
+    Raises:
+        DataError: The masked language model cannot be loaded or has no mask token.
+    """
+    made_from = {"texts": sha256_json(list(texts)), "recipe": recipe.model_dump(mode="json"), "seed": seed}
+    if "neighbours" in recipe.ways:
+        table = model.get_input_embeddings().weight.detach().float().cpu().contiguous()
+        made_from["table"] = hashlib.sha256(table.numpy().tobytes()).hexdigest()
+    kept = read_json(path)
+    if kept and kept["made_from"] == made_from:
+        return list(kept["texts"])
+    made = augment(texts, _ways(texts, recipe, model, tokenizer), copies=recipe.copies, seed=seed, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"made_from": made_from, "texts": made})
+    return made
+
+
+def _ways(texts: Sequence[str], recipe: AugmentRecipe, model: PreTrainedModel, tokenizer: Any) -> list[Way]:
+    ways: list[Way] = []
+    for name in recipe.ways:
+        if name == "drop":
+            ways.append(drop_words(recipe.drop))
+        elif name == "mix":
+            ways.append(mix_sentences(texts))
+        elif name == "neighbours":
+            ways.append(replace_words(embedding_neighbours(model, tokenizer), rate=recipe.replace))
+        else:
+            ways.append(replace_words(masked_words(*_language_model(recipe.model)), rate=recipe.replace))
+    return ways
+
+
+def _language_model(source: str) -> tuple[PreTrainedModel, Any]:
+    try:
+        return (
+            AutoModelForMaskedLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False),
+            AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"no masked language model at {source!r} ({str(error).splitlines()[0][:120]})",
+            where="data.augment.model",
+            fix="Give a folder with its safetensors and tokenizer, or a hub id, or leave the way `masked` out.",
+        ) from error
 
 
 def drop_words(rate: float = 0.1) -> Way:

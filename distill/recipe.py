@@ -76,6 +76,20 @@ class StudentRecipe(_Section):
     )
 
 
+class AugmentRecipe(_Section):
+    """New texts made from the training texts, for the teacher to label softly: for small sets."""
+
+    copies: int = Field(0, ge=0, description="New texts tried for each training text; 0 makes none.")
+    ways: list[Literal["drop", "mix", "neighbours", "masked"]] = Field(
+        ["drop", "mix", "neighbours"],
+        min_length=1,
+        description="`drop` words, `mix` sentences, swap words for the teacher's `neighbours` or a `masked` model's.",
+    )
+    drop: Fraction = Field(0.1, description="Share of the words that `drop` leaves out.")
+    replace: Fraction = Field(0.4, description="Share of the words that `neighbours` and `masked` replace.")
+    model: str = Field("", description="Masked language model of `masked`: a hub id or a folder.")
+
+
 class DataRecipe(_Section):
     """Where text and labels come from: a hub id, a CSV, TSV, JSONL, Parquet or text file, or an Arrow folder."""
 
@@ -94,6 +108,7 @@ class DataRecipe(_Section):
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="What an unusable row does: stop the run, or be left out and counted."
     )
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe, description="More text for a small set.")
 
 
 class ScheduleRecipe(_Section):
@@ -253,6 +268,11 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
         )
     if not data.get("train"):
         problems.append("`data.train` must name the training data; got ''. Give a file or a hub id")
+    augment = data.get("augment") or {}
+    if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
+        problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")
+    if isinstance(augment, Mapping) and augment.get("copies") and data.get("text_pair"):
+        problems.append("`data.augment.copies` must be 0 with `data.text_pair`: pairs are not augmented")
     labels = data.get("labels") or []
     if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 from torch import Tensor
 
+from distill.augmentation import kept_texts
 from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
-from distill.data import Splits, load_splits
+from distill.data import Splits, content_key, load_splits
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -156,9 +158,28 @@ class Run:
         columns["label"] = [None if label is None else number[label] for label in rows["label"]]
         return self.task.encode(columns, checkpoint.tokenizer, self.recipe.data.max_length)
 
+    @cached_property
+    def free_text(self) -> datasets.Dataset:
+        """Rows without a label, for the teacher to answer: those given, then those made from the training texts."""
+        wanted = self.recipe.data.augment
+        if not wanted.copies:
+            return self.splits.unlabelled
+        texts, given = list(self.splits.train["text"]), self.splits.unlabelled
+        teacher, path = self.teacher, self.work / "augmented.json"
+        made = kept_texts(
+            texts, wanted, teacher.model, teacher.tokenizer, path, seed=self.recipe.seed, progress=self.progress
+        )
+        known = {
+            content_key(text) for rows in (self.splits.validation, self.splits.test, given) for text in rows["text"]
+        }
+        new = [text for text in made if content_key(text) not in known]
+        self.progress.say(f"{len(new):,} texts made from {len(texts):,}, such as {new[0]!r}" if new else "no new texts")
+        more = datasets.Dataset.from_dict({"text": new, "label": [None] * len(new)}, features=given.features)
+        return datasets.concatenate_datasets([given, more])
+
     def transfer_set(self, checkpoint: Checkpoint) -> Encoded:
-        """What a student learns from: labelled training rows, then unlabelled ones."""
-        parts = [self.splits.train, self.splits.unlabelled]
+        """What a student learns from: labelled training rows, then free text."""
+        parts = [self.splits.train, self.free_text]
         return concatenate([self.encode(checkpoint, rows) for rows in parts if len(rows)])
 
     @cached_property
@@ -178,7 +199,7 @@ class Run:
         wanted = self.recipe.student.vocabulary
         if wanted == "full":
             return None
-        texts = [text for rows in (self.splits.train, self.splits.unlabelled) for text in _all_texts(rows)]
+        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows)]
         counts = count_pieces(texts, self.teacher.tokenizer, progress=self.progress)
         trimmed = trim_vocabulary(self.teacher.tokenizer, counts, keep=wanted)
         width = self.teacher.model.get_input_embeddings().weight.shape[1]
@@ -251,7 +272,7 @@ class Run:
     def text_of(self, example: int) -> str:
         """The text of a row of the transfer set, for errors."""
         known = len(self.splits.train)
-        rows, row = (self.splits.train, example) if example < known else (self.splits.unlabelled, example - known)
+        rows, row = (self.splits.train, example) if example < known else (self.free_text, example - known)
         return str(rows[row]["text"])
 
     def train_inputs(self, objective: Objective | None) -> dict[str, Any]:
@@ -261,6 +282,7 @@ class Run:
             "teacher": self.cache_inputs(objective) if objective else {"weights_hash": self.teacher.weights_hash()},
             "data": self.data_hash,
             "max_length": recipe.data.max_length,
+            "augment": recipe.data.augment.model_dump(mode="json"),
             "student": recipe.student.model_dump(mode="json"),
             "objective": objective.describe() if objective else None,
             "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),

@@ -288,7 +288,7 @@ def collect(run: Run) -> dict[str, Any]:
             "train": len(splits.train),
             "validation": len(splits.validation),
             "test": len(splits.test),
-            "unlabelled": len(splits.unlabelled),
+            "unlabelled": len(run.free_text),
             "source": run.recipe.data.train,
         },
         "metric": run.task.metric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from distill.augmentation import (
     augment,
     drop_words,
     embedding_neighbours,
+    kept_texts,
     masked_words,
     mix_sentences,
     replace_words,
 )
 from distill.errors import DataError
+from distill.files import read_json, write_json
+from distill.recipe import AugmentRecipe
 
 TEXTS = ["Good food, slow service!", "the film was long but never dull", "one"]
 WORDS = ["good", "fine", "food", "slow", "service", "the", "film", "was", "long", "but", "never", "dull", "one"]
@@ -126,3 +130,35 @@ def test_real_embeddings_know_what_is_near(minilm_folder):
     found = embedding_neighbours(model, whole)("a wonderful, terrible film")
     assert {"amazing", "fantastic", "marvelous"} & set(found[1])
     assert {"horrible", "awful"} & set(found[2])
+
+
+def test_what_a_recipe_asks_for_is_made_once(tmp_path: Path) -> None:
+    path, recipe = tmp_path / "work" / "augmented.json", AugmentRecipe(copies=6)
+    words, model = tokenizer(), language_model(len(tokenizer()))
+    made = kept_texts(TEXTS, recipe, model, words, path)
+    assert made
+    assert not set(made) & set(TEXTS)
+    write_json(path, read_json(path) | {"texts": ["kept"]})
+    assert kept_texts(TEXTS, recipe, model, words, path) == ["kept"]
+    assert kept_texts(TEXTS, recipe, model, words, path, seed=1) != ["kept"]
+    assert kept_texts(TEXTS, recipe, model, words, path) == made
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(-1)
+    write_json(path, read_json(path) | {"texts": ["kept"]})
+    assert kept_texts(TEXTS, recipe, model, words, path) != ["kept"]
+
+
+def test_a_masked_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
+    words, model = tokenizer(), language_model(len(tokenizer()))
+    model.save_pretrained(tmp_path / "lm")
+    words.save_pretrained(tmp_path / "lm")
+    recipe = AugmentRecipe(copies=3, ways=["masked"], replace=1.0, model=str(tmp_path / "lm"))
+    made = kept_texts(["good food", "slow service"], recipe, model, words, tmp_path / "made.json")
+    assert made
+    assert all(len(text.split()) == 2 for text in made)
+
+
+def test_a_masked_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    recipe = AugmentRecipe(copies=1, ways=["masked"], model=str(tmp_path))
+    with pytest.raises(DataError, match=r"data\.augment\.model: no masked language model at"):
+        kept_texts(TEXTS, recipe, language_model(30), tokenizer(), tmp_path / "made.json")

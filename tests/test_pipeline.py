@@ -167,3 +167,22 @@ def test_predictions_are_finite_and_sum_to_one(finished):
     _, result = finished
     found = Bundle.load(result.bundle)(os.linesep.join(["card"] * 500))
     assert np.isclose(sum(found.probabilities.values()), 1.0, atol=1e-5)
+
+
+def test_a_small_set_is_augmented_and_its_student_narrower(tmp_path, intents_folder, tiny_start, finished):
+    """Texts made from the training texts are labelled and learnt from; what the shape cuts is fitted."""
+    recipe = recipe_for(
+        tmp_path / "augmented",
+        intents_folder,
+        tiny_start,
+        teacher={"checkpoint": str(finished[1].folder / "teacher"), "start": ""},
+        student={"layers": 2, "intermediate_size": 32, "inherit_layers": "important"},
+        training={"epochs": 1, "baseline": False},
+    )
+    recipe.data.augment.copies = 2
+    result = run_stages(recipe, until="evaluate")
+    made = json.loads((result.folder / "work" / "augmented.json").read_text())["texts"]
+    assert result.facts["label"]["rows"] > 320 + 0.9 * len(made)
+    assert result.facts["train"]["remarks"] == ["every part fitted to the teacher on 256 texts"]
+    assert result.facts["train"]["before"]["accuracy"] > 0.9
+    assert run_stages(recipe, until="evaluate").facts == result.facts

@@ -14,7 +14,7 @@ def test_all_problems_are_reported_at_once():
     values = {
         "training": {"epoch": 3, "batch_size": 0},
         "objective": {"terms": [{"los": "soft_labels"}]},
-        "data": {"labels": ["a", "a"]},
+        "data": {"labels": ["a", "a"], "text_pair": "b", "augment": {"copies": 1, "ways": ["masked"]}},
         "studnt": {},
     }
     with pytest.raises(RecipeError) as caught:
@@ -28,6 +28,8 @@ def test_all_problems_are_reported_at_once():
         "`teacher.checkpoint` must name a fine-tuned model",
         "`data.train` must name the training data",
         "`data.labels` must be distinct",
+        "`data.augment.model` must name a masked language model",
+        "`data.augment.copies` must be 0 with `data.text_pair`",
     ):
         assert part in text
     assert len(text.splitlines()) == 1
