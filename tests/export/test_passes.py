@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.export.passes import DEFAULT, Pass, apply_passes
+from distill.export.passes import DEFAULT, FUSED, Pass, apply_passes, passes_for
 from distill.export.passes.attention import merge_products, scale_into_query
 from distill.export.passes.embeddings import fold_constant_rows, slice_positions
 from distill.export.passes.first_token import first_token_early
+from distill.export.passes.fused_attention import fused_attention
 from distill.export.passes.gelu import one_gelu
 from distill.export.passes.layout import sequence_first
 from distill.export.passes.match import constant, node_before, numbers_of, products
@@ -25,8 +26,8 @@ from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes, gemm_as_product
 from distill.export.passes.weights import share_equal_weights, weights_transposed
 
-FAMILIES = ("bert", "roberta", "deberta-v2", "modernbert", "albert")
-EVERY = (*DEFAULT, Pass("gemm as product", gemm_as_product))
+FAMILIES = ("bert", "roberta", "mpnet", "deberta-v2", "modernbert", "albert")
+EVERY = (*DEFAULT, Pass("fused attention", fused_attention), Pass("gemm as product", gemm_as_product))
 
 
 def kinds(graph: ir.Model) -> list[str]:
@@ -212,3 +213,27 @@ def test_residuals_are_sums(tiny: Callable[[str], Any]) -> None:
     assert residual_as_sum(graph) == 5  # embeddings, and two a layer
     embeddings = next(node for node in graph.graph if node.op_type == "Sum")
     assert len(embeddings.inputs) == 3  # words, types, positions
+
+
+@pytest.mark.parametrize(
+    "family, fused",
+    [("bert", 2), ("roberta", 2), ("mpnet", 2), ("albert", 2), ("modernbert", 0), ("deberta-v2", 0)],
+)
+def test_attention_is_one_node_where_heads_are_multiplied_at_once(
+    family: str, fused: int, tiny: Callable[[str], Any], load: Callable[..., Any]
+) -> None:
+    one = tiny(family)
+    graph = one.graph
+    before = kinds(graph).count("Expand")
+    assert apply_passes(graph, FUSED)["fused attention"] == fused
+    assert kinds(graph).count("Attention") == fused
+    assert kinds(graph).count("Expand") <= before + 1  # one mask for all layers that need one row a query
+    assert graph.graph.opset_imports[""] == (23 if fused else 20)
+    same_answers(one, load(graph))
+
+
+def test_files_for_phones_and_browsers_keep_to_the_older_opset(tiny: Callable[[str], Any]) -> None:
+    for target, opset in {"arm64": 20, "wasm": 20, "portable": 20, "x86-vnni": 23, "x86-avx2": 23}.items():
+        graph = tiny("bert").graph
+        apply_passes(graph, passes_for(target))
+        assert graph.graph.opset_imports[""] == opset

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from distill.export.passes.attention import merge_products, scale_into_query
 from distill.export.passes.embeddings import fold_constant_rows, slice_positions
 from distill.export.passes.first_token import first_token_early
+from distill.export.passes.fused_attention import fused_attention
 from distill.export.passes.gelu import one_gelu
 from distill.export.passes.layout import sequence_first
 from distill.export.passes.residual import residual_as_sum
@@ -50,6 +51,19 @@ DEFAULT: tuple[Pass, ...] = (
 )
 """The order in which they find most: shapes before what reads shapes, narrowing before merging."""
 
+FUSED: tuple[Pass, ...] = (
+    *(each for each in DEFAULT if each.name not in ("merged products", "sequence first")),
+    Pass("fused attention", fused_attention),
+)
+"""With ONNX's Attention operator (opset 23, ONNX Runtime 1.23), which takes query, key and value as they come."""
+
+FUSED_TARGETS = ("x86-vnni", "x86-avx2")
+
+
+def passes_for(target: str) -> tuple[Pass, ...]:
+    """The passes for a target: files for phones and browsers keep to opset 20, which older runtimes there know."""
+    return FUSED if target in FUSED_TARGETS else DEFAULT
+
 
 def apply_passes(model: ir.Model, passes: Sequence[Pass] = DEFAULT) -> dict[str, int]:
     """Runs `passes` in order, in place, and removes what they leave behind.
@@ -64,4 +78,4 @@ def apply_passes(model: ir.Model, passes: Sequence[Pass] = DEFAULT) -> dict[str,
     return changes
 
 
-__all__ = ["DEFAULT", "Pass", "apply_passes"]
+__all__ = ["DEFAULT", "FUSED", "Pass", "apply_passes", "passes_for"]
