@@ -78,6 +78,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[Path |
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from distill.export.graph import export_graph
+    from distill.export.passes import passes_for
     from distill.export.quantize import quantize_dynamic_int8
     from distill.tasks.text_classification import TextClassification
 
@@ -97,7 +98,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[Path |
     student.save_pretrained(folder / "torch")
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder / "torch")
     export_graph(student, spec, files["plain"], passes=())
-    export_graph(student, spec, files["ours"])
+    export_graph(student, spec, files["ours"], passes=passes_for("x86-vnni"))
     quantize_dynamic(files["plain"], files["plain8"], per_channel=True, weight_type=QuantType.QInt8)
     quantize_dynamic_int8(files["ours"], files["ours8"], target="x86-vnni")
     write_floor(student, files["floor"])

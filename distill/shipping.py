@@ -19,6 +19,7 @@ from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.ladder import quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
+from distill.export.passes import passes_for
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import Verification, verify_bundle
 from distill.files import write_json
@@ -81,7 +82,8 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str
     if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
         inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
-        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run))
+        passes = passes_for(run.recipe.export.target)
+        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run), passes=passes)
     reference = TorchPredictor(checkpoint.model, run.task)
     return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
 
