@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,26 @@ class TorchPredictor:
             output = self._model(**inputs)
         self._model.train(training)
         return self._task.postprocess({"logits": output.logits.float().cpu().numpy()})
+
+
+class MeanPredictor:
+    """Several models as one `Predictor`: the weighted mean of their logits.
+
+    Args:
+        members: Predictors of the same task and classes.
+        weights: One a member; they are divided by their sum.
+        task: Says what the graph adds to the logits.
+    """
+
+    def __init__(self, members: Sequence[Predictor], weights: Sequence[float], task: Task) -> None:
+        self._members, self._task = list(members), task
+        self._shares = [weight / sum(weights) for weight in weights]
+
+    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """The task's graph outputs in fp32."""
+        said = [member.predict(batch)["logits"] for member in self._members]
+        mean = sum(share * one for share, one in zip(self._shares, said, strict=True))
+        return self._task.postprocess({"logits": mean})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from distill.evaluation import Evaluation, TorchPredictor, agreement, evaluate
+from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
@@ -34,8 +34,10 @@ def make_teacher(run: Run) -> dict[str, Any]:
         metric = run.task.metric
         check_floor(validation.metrics[metric], run.floor, metric, run.source)
         line = f"teacher: {metric} {validation.metrics[metric]:.4f} on {len(run.splits.validation):,} validation rows"
-        run.progress.say(line)
-        return {"curve": curve, "validation": validation.metrics, "labels": run.teacher.labels, "summary": [line]}
+        lines = [line, *_ensemble(run)]
+        for line in lines:
+            run.progress.say(line)
+        return {"curve": curve, "validation": validation.metrics, "labels": run.teacher.labels, "summary": lines}
 
     inputs = {
         "data": run.data_hash,
@@ -45,6 +47,20 @@ def make_teacher(run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
     }
     return run.ledger.once("teacher", inputs, work, scratch=run.work / "finetune", makes=made)
+
+
+def _ensemble(run: Run) -> list[str]:
+    """How good the teachers are together, where there are several."""
+    if not run.others:
+        return []
+    models = [run.teacher.model, *(other.model for other in run.others)]
+    together = MeanPredictor([TorchPredictor(model, run.task) for model in models], run.shares, run.task)
+    encoded = run.encode(run.teacher, run.splits.validation)
+    metric = run.task.metric
+    value = evaluate(
+        together, encoded, run.task, run.teacher.padding, progress=run.progress, name="Measuring the ensemble"
+    )
+    return [f"{len(models)} teachers together: {metric} {value.metrics[metric]:.4f}"]
 
 
 def _finetune(run: Run) -> list[dict[str, Any]]:

@@ -49,6 +49,12 @@ class TeacherRecipe(_Section):
     label_map: dict[str, str] = Field(
         {}, description="Teacher label = data label, where the two are named differently."
     )
+    ensemble: list[str] = Field(
+        [], description="Further fine-tuned models: their logits are averaged with the first's."
+    )
+    ensemble_weights: list[Annotated[float, Field(ge=0.0)]] = Field(
+        [], description="One for the first model and one for each further one; empty counts all alike."
+    )
     batch_size: int = Field(64, ge=1, description="Sentences a forward pass when labelling.")
     finetune: FinetuneRecipe = Field(default_factory=FinetuneRecipe, description="Used with `start`.")
 
@@ -268,6 +274,11 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
         )
     if not data.get("train"):
         problems.append("`data.train` must name the training data; got ''. Give a file or a hub id")
+    members, weights = teacher.get("ensemble") or [], teacher.get("ensemble_weights") or []
+    if weights and len(weights) != len(members) + 1:
+        problems.append(f"`teacher.ensemble_weights` must be {len(members) + 1} numbers; got {weights!r}")
+    elif weights and not any(weights):
+        problems.append(f"`teacher.ensemble_weights` must not all be 0; got {weights!r}")
     augment = data.get("augment") or {}
     if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
         problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")

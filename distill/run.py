@@ -17,6 +17,7 @@ from distill.augmentation import kept_texts
 from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
+from distill.ensemble import EnsembleTeacher, join
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -140,6 +141,20 @@ class Run:
         return checkpoint
 
     @cached_property
+    def others(self) -> list[Checkpoint]:
+        """The further teachers of an ensemble, their classes in the order of the first one's."""
+        checkpoints = [load_checkpoint(source, self.task) for source in self.recipe.teacher.ensemble]
+        for checkpoint in checkpoints:
+            check_length(checkpoint, self.recipe.data.max_length)
+            join(self.teacher, checkpoint, self.recipe.teacher.label_map)
+        return checkpoints
+
+    @property
+    def shares(self) -> list[float]:
+        """How much each teacher of the ensemble counts."""
+        return self.recipe.teacher.ensemble_weights or [1.0] * (1 + len(self.recipe.teacher.ensemble))
+
+    @cached_property
     def source_hash(self) -> str:
         """Content of the teacher's files, or its hub id and commit."""
         folder = Path(self.source)
@@ -258,10 +273,18 @@ class Run:
         layers = self.student.layer_map
         return build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed), reason
 
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the teacher's weights; of an ensemble, of all of them and of how much each counts."""
+        own = self.teacher.weights_hash()
+        if not self.others:
+            return own
+        return sha256_json([own, *(other.weights_hash() for other in self.others), *self.shares])
+
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""
         return {
-            "weights_hash": self.teacher.weights_hash(),
+            "weights_hash": self.weights_hash,
             "tokenizer_hash": self.teacher.tokenizer_hash(),
             "max_length": self.recipe.data.max_length,
             "taps": sorted(objective.teacher_taps),
@@ -279,7 +302,7 @@ class Run:
         """Everything the trained student depends on."""
         recipe = self.recipe
         return {
-            "teacher": self.cache_inputs(objective) if objective else {"weights_hash": self.teacher.weights_hash()},
+            "teacher": self.cache_inputs(objective) if objective else {"weights_hash": self.weights_hash},
             "data": self.data_hash,
             "max_length": recipe.data.max_length,
             "augment": recipe.data.augment.model_dump(mode="json"),
@@ -291,7 +314,11 @@ class Run:
 
     def cache(self, objective: Objective) -> CachedTeacher:
         """The teacher cache for the transfer set: built, completed or opened."""
-        live = LiveTeacher(self.teacher.model, objective.teacher_taps, bf16=use_bf16(self.recipe.training.precision))
+        bf16 = use_bf16(self.recipe.training.precision)
+        live: LiveTeacher | EnsembleTeacher = LiveTeacher(self.teacher.model, objective.teacher_taps, bf16=bf16)
+        if self.others and isinstance(live, LiveTeacher):
+            further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
+            live = EnsembleTeacher([live, *further], self.shares)
         return build_cache(
             live,
             self.transfer,

@@ -5,11 +5,16 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from transformers import pipeline as transformers_pipeline
 
+from distill.cache import CachedTeacher
 from distill.export.runtime import Bundle
+from distill.ledger import claim
 from distill.pipeline import compress, run_stages
+from distill.progress import SILENT
 from distill.recipe import Recipe
+from distill.run import Run
 
 
 def recipe_for(folder, intents, start, **changes):
@@ -186,3 +191,24 @@ def test_a_small_set_is_augmented_and_its_student_narrower(tmp_path, intents_fol
     assert result.facts["train"]["remarks"] == ["every part fitted to the teacher on 256 texts"]
     assert result.facts["train"]["before"]["accuracy"] > 0.9
     assert run_stages(recipe, until="evaluate").facts == result.facts
+
+
+def test_two_teachers_answer_together(tmp_path, intents_folder, tiny_start, finished):
+    """The cache holds the mean of their logits, and another weighting is another cache."""
+    folders = [str(finished[1].folder / name) for name in ("teacher", "baseline")]
+
+    def labelled(folder, weights):
+        recipe = recipe_for(
+            folder, intents_folder, tiny_start, teacher={"checkpoint": folders[0], "start": ""}, training={"epochs": 1}
+        )
+        recipe.teacher.ensemble, recipe.teacher.ensemble_weights = folders[1:], weights
+        result = run_stages(recipe, until="label")
+        assert any("2 teachers together: accuracy" in line for line in result.summary())
+        with claim(recipe, replace=False) as ledger:
+            batch = Run(recipe, ledger, SILENT).some_batches()[0]
+        return CachedTeacher(folder / "work" / "cache", ["logits"]).features(batch)["logits"]
+
+    one, two = labelled(tmp_path / "first", [1, 0]), labelled(tmp_path / "second", [0, 1])
+    both = labelled(tmp_path / "mean", [])
+    torch.testing.assert_close(both, (one + two) / 2)
+    assert not torch.equal(one, two)
