@@ -18,6 +18,7 @@ from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
+from distill.errors import ObjectiveError
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -269,9 +270,30 @@ class Run:
         """The recipe's objective, and why it is this one."""
         student, teacher = describe(self.student.model), describe(self.teacher.model)
         recipe = self.recipe.objective
-        terms, reason = resolve_terms(recipe, self.task.preset, student, teacher, examples=len(self.transfer))
+        same_tokens = self.same_tokens
+        terms, reason = resolve_terms(
+            recipe, self.task.preset, student, teacher, examples=len(self.transfer), same_tokens=same_tokens
+        )
         layers = self.student.layer_map
-        return build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed), reason
+        objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
+        by_token = sorted(objective.teacher_taps - {"logits"})
+        if by_token and not same_tokens:
+            raise ObjectiveError(
+                f"it reads {', '.join(by_token)} token by token, and a student of {self.recipe.student.vocabulary} "
+                "pieces splits texts into other tokens than its teacher",
+                where="objective",
+                fix='Set student.vocabulary = "used", or take a preset on logits alone.',
+            )
+        return objective, reason
+
+    @cached_property
+    def same_tokens(self) -> bool:
+        """Whether the student splits every text of the transfer set as its teacher does."""
+        if self.trimmed is None or self.recipe.student.vocabulary == "used":
+            return True
+        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows)]
+        seen = measure_coverage(self.teacher.tokenizer, self.trimmed, texts)
+        return seen.identical == seen.texts
 
     @property
     def weights_hash(self) -> str:

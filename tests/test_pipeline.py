@@ -9,6 +9,7 @@ import torch
 from transformers import pipeline as transformers_pipeline
 
 from distill.cache import CachedTeacher
+from distill.errors import ObjectiveError
 from distill.export.runtime import Bundle
 from distill.ledger import claim
 from distill.pipeline import compress, run_stages
@@ -212,3 +213,21 @@ def test_two_teachers_answer_together(tmp_path, intents_folder, tiny_start, fini
     both = labelled(tmp_path / "mean", [])
     torch.testing.assert_close(both, (one + two) / 2)
     assert not torch.equal(one, two)
+
+
+def test_a_vocabulary_below_what_the_texts_use_learns_from_logits(tmp_path, intents_folder, tiny_start, finished):
+    """Student and teacher split texts differently, so only what is said of a whole text can be compared."""
+    recipe = recipe_for(
+        tmp_path / "small",
+        intents_folder,
+        tiny_start,
+        teacher={"checkpoint": str(finished[1].folder / "teacher"), "start": ""},
+        student={"layers": 1, "vocabulary": 75},
+        training={"baseline": False},
+    )
+    result = run_stages(recipe, until="evaluate")
+    assert result.facts["train"]["reason"].startswith("logits: the student's vocabulary")
+    assert result.facts["evaluate"]["models"]["student"]["metrics"]["accuracy"] > 0.9
+    recipe.objective.preset = "logits+hidden"
+    with pytest.raises(ObjectiveError, match=r"reads hidden\.0, hidden\.1 token by token.*vocabulary = \"used\""):
+        run_stages(recipe, until="evaluate", replace=True)

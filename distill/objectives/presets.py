@@ -101,7 +101,13 @@ def preset_terms(name: str) -> list[TermRecipe]:
 
 
 def resolve_terms(
-    recipe: ObjectiveRecipe, preset: str, student: Architecture, teacher: Architecture, *, examples: int
+    recipe: ObjectiveRecipe,
+    preset: str,
+    student: Architecture,
+    teacher: Architecture,
+    *,
+    examples: int,
+    same_tokens: bool = True,
 ) -> tuple[list[TermRecipe], str]:
     """The terms that a recipe asks for, and why these.
 
@@ -111,11 +117,12 @@ def resolve_terms(
         student: Of `describe(student)`.
         teacher: Of `describe(teacher)`.
         examples: Rows of the transfer set.
+        same_tokens: The student splits every text as the teacher does, so that they can be compared token by token.
     """
     if recipe.terms:
         terms, reason = list(recipe.terms), "the recipe's own terms"
     elif recipe.preset == "auto":
-        terms, reason = auto(preset, student, teacher, examples)
+        terms, reason = auto(preset, student, teacher, examples, same_tokens=same_tokens)
     else:
         terms, reason = preset_terms(recipe.preset), f"{recipe.preset}: asked for by the recipe"
     if recipe.temperature is None:
@@ -125,19 +132,23 @@ def resolve_terms(
 
 
 def auto(
-    task_default: str, student: Architecture, teacher: Architecture, examples: int
+    task_default: str, student: Architecture, teacher: Architecture, examples: int, *, same_tokens: bool = True
 ) -> tuple[list[TermRecipe], str]:
     """Chooses a preset by widths, depth and the size of the transfer set.
 
     A task whose default is not `logits+hidden` keeps its default. Else: hidden states where the student is as wide as
     its teacher, relations where it is narrower and both families give queries and keys, and logits alone where the
-    hidden states of the transfer set would fill a disk.
+    hidden states of the transfer set would fill a disk, or where a smaller vocabulary splits texts into other tokens.
 
     Returns:
         The terms, and the reason in a line.
     """
     if task_default != "logits+hidden":
         return preset_terms(task_default), f"{task_default}: the task's default"
+    if not same_tokens:
+        return preset_terms(
+            "logits"
+        ), "logits: the student's vocabulary splits texts into other tokens than the teacher's"
     size = float(examples) * TOKENS * teacher.width * (student.layers + 1) * 2
     if size > CACHE_LIMIT:
         why = f"hidden states of {examples:,} examples would take about {size / 1e9:.0f} GB"

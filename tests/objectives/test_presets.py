@@ -61,6 +61,12 @@ def test_auto(default: str, student: Architecture, examples: int, first: Any, sa
     build_objective(terms, student, BASE)
 
 
+def test_auto_compares_no_tokens_that_are_not_the_same() -> None:
+    terms, reason = auto("logits+hidden", SIX, BASE, 10_000, same_tokens=False)
+    assert names(terms) == ["soft_labels"]
+    assert "splits texts into other tokens" in reason
+
+
 def test_auto_for_a_narrower_student() -> None:
     terms, reason = auto("logits+hidden", NARROW, BASE, 10_000)
     assert "the student is 384 wide, the teacher 768; relations need no projection" in reason
