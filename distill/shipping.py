@@ -89,9 +89,11 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str
 
 
 def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dict[str, Any]:
-    """fp32 to int8: plain dynamic first; products that hurt go back to fp32; refused past `export.max_drop`."""
+    """fp32 to int8 by the ladder: plain dynamic first, more care where it loses too much, refused past `max_drop`."""
     task, padding, export = run.task, checkpoint.padding, run.recipe.export
     encoded = run.encode(checkpoint, run.splits.validation)
+    train = run.splits.train
+    sample = run.encode(checkpoint, train.select(range(min(len(train), 4096))))
 
     def measure(file: Path) -> float:
         return evaluate(OnnxModel(file), encoded, task, padding).metrics[task.metric]
@@ -102,14 +104,15 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dic
             path,
             measure=measure,
             max_drop=export.max_drop,
-            batches=spread(task, encoded, padding, rows=256),
+            batches=spread(task, sample, padding, rows=256),
             target=export.target,
             metadata=_metadata(run),
             progress=run.progress,
         )
-    kept = found.rungs[-1].kept
-    if kept:
-        run.progress.say(f"int8 alone lost too much: {len(kept)} products stay in fp32 ({', '.join(kept[:3])} ...)")
+    if len(found.rungs) > 1:
+        first, last = found.rungs[0], found.rungs[-1]
+        line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
+        run.progress.say(line + (f" ({', '.join(last.kept[:3])})" if last.kept else ""))
     facts = _check(
         run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=math.inf
     )

@@ -1,10 +1,17 @@
-"""int8 that repairs itself: when a file loses too much, the products that hurt most go back to fp32.
+"""int8 that repairs itself: when a file loses too much, it is made with more care, until it is good enough.
 
     result = quantize_within(fp32, int8, measure=accuracy, max_drop=0.5, batches=batches)
 
-Rung 1 is plain dynamic int8. On rung 2 every product is tried alone in int8, ranked by what that does to the logits,
-and the worst are kept in fp32, twice as many at each try. The first file within `max_drop` wins; there is no other
-outcome but an error, so a file that answers worse than promised is never written.
+The rungs, each tried only where the one before lost too much:
+
+1. plain dynamic int8;
+2. outliers of activations moved into weights, biases corrected, whichever helps the logits most;
+3. every product tried alone in int8 and ranked, the worst 1, 2, 4, ... kept in fp32;
+4. ranges seen beforehand instead of found at each call (least and largest number, percentile, entropy), which cut
+   outliers off, alone and with the worst quarter kept in fp32.
+
+The first file within `max_drop` wins; there is no other outcome but an error, so a file that answers worse than
+promised is never written.
 """
 
 from __future__ import annotations
@@ -12,15 +19,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.errors import ExportError
-from distill.export.quantize import QuantizedGraph, Target, product_names, quantize_dynamic_int8
+from distill.export.calibrate import METHODS, Method, Observed, observe
+from distill.export.quantize import QuantizedGraph, Target, product_names, quantize_dynamic_int8, quantize_int8
 from distill.export.runtime import OnnxModel
+from distill.export.smooth import smooth_outliers
 from distill.progress import SILENT, Progress
 
 Array = np.ndarray
@@ -29,16 +38,41 @@ Measure = Callable[[Path], float]
 
 
 @dataclass(frozen=True)
+class Form:
+    """How an int8 file is made.
+
+    Attributes:
+        smoothed: Whether outliers of activations are moved into weights.
+        corrected: Whether biases take back what rounding does on average.
+        ranges: How ranges of activations were found; empty where they are found at each call.
+        kept: Names of the weights whose products stay in fp32 besides those that always do.
+    """
+
+    smoothed: bool = False
+    corrected: bool = False
+    ranges: Method | None = None
+    kept: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        words = ["dynamic" if self.ranges is None else f"static ({self.ranges})"]
+        words += ["smoothed"] * self.smoothed + ["biases corrected"] * self.corrected
+        words += [f"{len(self.kept)} in fp32"] if self.kept else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
 class Rung:
     """One file that was tried.
 
     Attributes:
+        form: How it was made, in words.
         kept: Names of the weights whose products were left in fp32 besides those that always are.
         metric: What the file reached, in [0, 1].
         drop: Points below the fp32 file: 100 * (fp32 - int8).
         bytes: Size of the file.
     """
 
+    form: str
     kept: tuple[str, ...]
     metric: float
     drop: float
@@ -109,42 +143,100 @@ def quantize_within(
     Raises:
         ExportError: No rung loses little enough; names the products that hurt most.
     """
-    source, path = Path(fp32_path), Path(int8_path)
+    path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    reference = measure(source)
-    rungs: list[Rung] = []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ladder-") as folder:
-        trial = Path(folder) / "trial.onnx"
-
-        def attempt(kept: Sequence[str]) -> QuantizedGraph | None:
-            made = quantize_dynamic_int8(source, trial, target=target, metadata=metadata, keep=kept)
-            metric = measure(trial)
-            drop = 100.0 * (reference - metric)
-            rungs.append(Rung(tuple(kept), metric, drop, made.bytes))
-            return made if drop <= max_drop else None
-
-        made = attempt(())
-        ranking: tuple[Sensitivity, ...] = ()
+        climb = _Climb(Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, progress)
+        made = climb.run()
         if made is None:
-            ranking = rank_products(source, batches, target=target, progress=progress)
-            made = _keep_more_and_more([each.name for each in ranking], attempt)
-        if made is None:
-            raise _nothing_good_enough(rungs, ranking, max_drop, path)
-        os.replace(trial, path)
-    graph = QuantizedGraph(**{**vars(made), "path": path})
-    return LadderResult(graph, reference, tuple(rungs), ranking)
+            raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path)
+        os.replace(made.path, path)
+    return LadderResult(replace(made, path=path), climb.reference, tuple(climb.rungs), climb.ranking)
 
 
-def _keep_more_and_more(
-    worst_first: Sequence[str], attempt: Callable[[Sequence[str]], QuantizedGraph | None]
-) -> QuantizedGraph | None:
-    """Keeps 1, 2, 4, ... of the worst products in fp32, at most half: beyond that int8 is not worth its name."""
-    count = 1
-    while count <= max(1, len(worst_first) // 2):
-        if (made := attempt(worst_first[:count])) is not None:
+class _Climb:
+    """One search: the files it makes on the way, and what it found out."""
+
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        measure: Measure,
+        max_drop: float,
+        batches: Sequence[Batch],
+        target: Target,
+        metadata: Mapping[str, str] | None,
+        progress: Progress,
+    ) -> None:
+        self._source, self._trial, self._smoothed = source, folder / "trial.onnx", folder / "smoothed.onnx"
+        self._measure, self._max_drop, self._batches = measure, max_drop, batches
+        self._target, self._metadata, self._progress = target, metadata, progress
+        self._seen: dict[bool, Observed] = {}
+        self.reference = measure(source)
+        self.rungs: list[Rung] = []
+        self.ranking: tuple[Sensitivity, ...] = ()
+
+    def run(self) -> QuantizedGraph | None:
+        """The first file that is good enough."""
+        if (made := self._attempt(Form())) is not None:
             return made
-        count *= 2
-    return None
+        repaired = self._most_exact([Form(True), Form(True, True), Form(False, True)])
+        if (made := self._attempt(repaired)) is not None:
+            return made
+        base = repaired if self.rungs[1].metric >= self.rungs[0].metric else Form()
+        self.ranking = rank_products(self._origin(base), self._batches, target=self._target, progress=self._progress)
+        worst = tuple(each.name for each in self.ranking)
+        count = 1
+        while count <= max(1, len(worst) // 2):  # beyond that int8 is not worth its name
+            if (made := self._attempt(replace(base, kept=worst[:count]))) is not None:
+                return made
+            count *= 2
+        for kept in ((), worst[: len(worst) // 4]):
+            if made := self._attempt(self._most_exact([replace(repaired, ranges=by, kept=kept) for by in METHODS])):
+                return made
+        return None
+
+    def _attempt(self, form: Form) -> QuantizedGraph | None:
+        """Makes and measures a file; the file where it is good enough."""
+        made = self._make(form)
+        metric = self._measure(made.path)
+        drop = 100.0 * (self.reference - metric)
+        self.rungs.append(Rung(str(form), form.kept, metric, drop, made.bytes))
+        return made if drop <= self._max_drop else None
+
+    def _most_exact(self, forms: Sequence[Form]) -> Form:
+        """The form whose logits are nearest to those of fp32."""
+        exact = _logits(self._source, self._batches)
+
+        def error(form: Form) -> float:
+            return float(np.mean((_logits(self._make(form).path, self._batches) - exact) ** 2))
+
+        return min(forms, key=error)
+
+    def _make(self, form: Form) -> QuantizedGraph:
+        seen = self._observed(form.smoothed) if form.corrected or form.ranges else None
+        return quantize_int8(
+            self._origin(form),
+            self._trial,
+            target=self._target,
+            metadata=self._metadata,
+            keep=form.kept,
+            ranges=seen.ranges(form.ranges) if seen is not None and form.ranges else None,
+            means=seen.means if seen is not None and form.corrected else None,
+        )
+
+    def _origin(self, form: Form) -> Path:
+        """The fp32 file that a form is made from."""
+        if form.smoothed and not self._smoothed.exists():
+            smooth_outliers(self._source, self._smoothed, self._observed(False))
+        return self._smoothed if form.smoothed else self._source
+
+    def _observed(self, smoothed: bool) -> Observed:
+        if smoothed not in self._seen:
+            path = self._origin(Form(smoothed)) if smoothed else self._source
+            with self._progress.stage("Looking at the range of activations"):
+                self._seen[smoothed] = observe(path, self._batches)
+        return self._seen[smoothed]
 
 
 def rank_products(

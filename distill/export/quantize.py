@@ -1,18 +1,19 @@
-"""Dynamic int8: weights and tables are stored in int8, activations are quantised as they come.
+"""int8: weights and tables are stored in int8, activations are quantised as they come or to ranges seen beforehand.
 
     report = quantize_dynamic_int8("model.onnx", "model_quantized.onnx", target="arm64")
+    report = quantize_int8("model.onnx", "model_quantized.onnx", ranges=observe("model.onnx", texts).ranges("min-max"))
 
 Weights are signed, symmetric, one scale a column of the result; activations unsigned, one scale a tensor, found at each
-call. Embedding tables have one scale a row. What stays in fp32: normalisations, softmax, activation functions, biases,
-the last product of a classifier, and whatever `keep` names.
+call where no range is given. Embedding tables have one scale a row. What stays in fp32: normalisations, softmax,
+activation functions, biases, the last product of a classifier, and whatever `keep` names.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +22,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
+from distill.export.calibrate import Range
+from distill.export.lookups import quantize_tables, widened
 from distill.export.passes.match import (
     Product,
-    array,
-    attribute,
     constant,
     node_after,
     node_before,
@@ -38,8 +39,6 @@ from distill.export.sizes import Component, components
 Target = Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"]
 
 FEW_LABELS = 1024  # a last product this narrow or narrower stays exact: it costs next to nothing
-FEW_ROWS = 64  # so do tables this short, such as token types
-FEW_COLUMNS = 8  # and tables so narrow that the scale of a row is as large as the row
 FUSED = "com.microsoft"  # ONNX Runtime's own operators: quantise, multiply, rescale and add the bias in one
 
 LARGEST = {"portable": 63, "x86-avx2": 63, "arm64": 127, "x86-vnni": 127, "wasm": 127}
@@ -87,6 +86,21 @@ def quantize_dynamic_int8(
     keep: Collection[str] = (),
     tables: bool = True,
 ) -> QuantizedGraph:
+    """`quantize_int8` with every activation quantised as it comes."""
+    return quantize_int8(fp32_path, int8_path, target=target, metadata=metadata, keep=keep, tables=tables)
+
+
+def quantize_int8(
+    fp32_path: str | Path,
+    int8_path: str | Path,
+    *,
+    target: Target = "arm64",
+    metadata: Mapping[str, str] | None = None,
+    keep: Collection[str] = (),
+    tables: bool = True,
+    ranges: Mapping[str, Range] | None = None,
+    means: Mapping[str, np.ndarray] | None = None,
+) -> QuantizedGraph:
     """Writes the int8 form of an exported fp32 graph. The fp32 file stays as it is.
 
     Args:
@@ -97,13 +111,17 @@ def quantize_dynamic_int8(
         metadata: Strings that are added to, or replace, those of the fp32 file.
         keep: Names of weights (as `QuantizedGraph.products` lists them) whose products stay in fp32.
         tables: Whether embedding tables are stored in int8 too.
+        ranges: By name of a value that products read, the range it is quantised to; values that are not named are
+            quantised as they come.
+        means: By name of a value that products read, the means (K,) of its channels; biases then take back what
+            rounding the weights does on average (Nagel et al. 2019, section 4.2).
 
     Raises:
         ExportError: A name in `keep` is no product of this graph, or nothing in the file can be quantised.
     """
     source, path = Path(fp32_path), Path(int8_path)
     model = ir.load(source)
-    done = quantize_model(model, target=target, keep=keep, tables=tables)
+    done = quantize_model(model, target=target, keep=keep, tables=tables, ranges=ranges, means=means)
     if not done.products and not done.tables:
         raise ExportError("nothing in it can be quantised", where=str(source), fix="Give the exported fp32 graph.")
     if unknown := sorted(set(keep) - set(done.kept)):
@@ -129,9 +147,15 @@ def product_names(fp32_path: str | Path) -> list[str]:
 
 
 def quantize_model(
-    model: ir.Model, *, target: Target = "arm64", keep: Collection[str] = (), tables: bool = True
+    model: ir.Model,
+    *,
+    target: Target = "arm64",
+    keep: Collection[str] = (),
+    tables: bool = True,
+    ranges: Mapping[str, Range] | None = None,
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> Quantized:
-    """Quantises products and tables in place."""
+    """Quantises products and tables in place; see `quantize_int8`."""
     done, graph = Quantized(), model.graph
     gemm_as_product(model)
     by_input: dict[ir.Value, list[Product]] = defaultdict(list)
@@ -147,11 +171,14 @@ def quantize_model(
             by_input[found.x].append(found)
     weights = Weights(graph, LARGEST[target])
     for found in on_load:
-        found.matmul.replace_input_with(1, _widened(found.matmul, *weights.of(found.weight), found.weight))
-    for group in by_input.values():
-        _quantize_products(group, weights, fused=target != "portable")
+        found.matmul.replace_input_with(1, widened(found.matmul, *weights.of(found.weight), found.weight))
+    for x, group in by_input.items():
+        name = str(x.name)
+        if means and name in means:
+            group = [_corrected(found, weights, means[name]) for found in group]
+        _quantize_products(group, weights, (ranges or {}).get(name), fused=target != "portable")
     if tables:
-        done.tables += _quantize_tables(model)
+        done.tables += quantize_tables(model)
     RemoveUnusedNodesPass()(model)
     if target != "portable":
         model.graph.opset_imports[FUSED] = 1
@@ -197,41 +224,64 @@ def quantize_columns(weight: np.ndarray, largest: int = 127) -> tuple[np.ndarray
     return np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8), scales
 
 
-def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 (..., rows, width) and fp32 (..., rows, 1): symmetric, one scale a row."""
-    scales = np.abs(table).max(axis=-1, keepdims=True) / 127
-    scales = np.where(scales == 0, 1, scales).astype(np.float32)
-    return np.clip(np.rint(table / scales), -127, 127).astype(np.int8), scales
+def _corrected(found: Product, weights: Weights, mean: np.ndarray) -> Product:
+    """The product with a bias that gives the exact mean: b - E[x] (Wq - W)."""
+    if found.bias is None or found.add is None or mean.shape != (numbers_of(found.weight).shape[0],):
+        return found
+    numbers, scales = (numbers_of(value) for value in weights.of(found.weight))
+    shift = mean @ (numbers.astype(np.float32) * scales - numbers_of(found.weight))
+    assert found.matmul.graph is not None
+    bias = constant(found.matmul.graph, numbers_of(found.bias) - shift, f"{found.bias.name}.corrected")
+    found.add.replace_input_with(list(found.add.inputs).index(found.bias), bias)
+    return replace(found, bias=bias)
 
 
-def _quantize_products(group: list[Product], weights: Weights, *, fused: bool) -> None:
+def _quantize_products(group: list[Product], weights: Weights, within: Range | None, *, fused: bool) -> None:
     """Puts int8 products in the place of fp32 ones that read the same value, which is quantised once."""
     graph, x = group[0].matmul.graph, group[0].matmul.inputs[0]  # by now perhaps the result of another int8 product
     assert graph is not None
+    assert x is not None
     first = min((found.matmul for found in group), key=list(graph).index) if len(group) > 1 else group[0].matmul
-    if fused and len(group) == 1:
+    if fused and len(group) == 1 and within is None:
         found = group[0]
         numbers, scales = weights.of(found.weight)
         inputs = [x, numbers, scales, None, found.bias]
         node = node_after(found.add or found.matmul, "DynamicQuantizeMatMul", inputs, found.result, domain=FUSED)
         take_over(found.result, node.outputs[0])
         return
-    quantise = node_before(first, "DynamicQuantizeLinear", [x], count=3)
+    if not fused and within is not None and within.axes != 3:
+        within = None  # of static products in standard operators, ONNX Runtime joins those of (B, L, K) alone
+    quantised = _quantised(first, x, within)
     for found in group:
         numbers, scales = weights.of(found.weight)
-        build = _fused_product if fused else _standard_product
-        take_over(found.result, build(found, quantise, numbers, scales))
+        if fused:
+            result = _fused_product(found, quantised, numbers, scales)
+        elif within is None:
+            result = _standard_product(found, quantised, numbers, scales)
+        else:
+            result = _standard_static_product(found, quantised, numbers, scales)
+        take_over(found.result, result)
 
 
-def _fused_product(found: Product, quantise: ir.Node, numbers: ir.Value, scales: ir.Value) -> ir.Value:
-    x, x_scale, x_zero = quantise.outputs
+def _quantised(anchor: ir.Node, x: ir.Value, within: Range | None) -> Sequence[ir.Value]:
+    """uint8, its scale and its zero point, before `anchor`."""
+    if within is None:
+        return node_before(anchor, "DynamicQuantizeLinear", [x], count=3).outputs
+    assert anchor.graph is not None
+    scale = constant(anchor.graph, np.array(within.scale, np.float32), f"{x.name}.scale")
+    zero = constant(anchor.graph, np.array(within.zero, np.uint8), f"{x.name}.zero")
+    return [node_before(anchor, "QuantizeLinear", [x, scale, zero]).outputs[0], scale, zero]
+
+
+def _fused_product(found: Product, quantised: Sequence[ir.Value], numbers: ir.Value, scales: ir.Value) -> ir.Value:
+    x, x_scale, x_zero = quantised
     inputs = [x, numbers, x_scale, scales, x_zero, None, found.bias]
     anchor = found.add or found.matmul
     return node_after(anchor, "MatMulIntegerToFloat", inputs, found.result, domain=FUSED).outputs[0]
 
 
-def _standard_product(found: Product, quantise: ir.Node, numbers: ir.Value, scales: ir.Value) -> ir.Value:
-    x, x_scale, x_zero = quantise.outputs
+def _standard_product(found: Product, quantised: Sequence[ir.Value], numbers: ir.Value, scales: ir.Value) -> ir.Value:
+    x, x_scale, x_zero = quantised
     whole = node_after(found.matmul, "MatMulInteger", [x, numbers, x_zero])
     rough = node_after(whole, "Cast", whole.outputs[:1], to=int(ir.DataType.FLOAT))
     scale = node_after(rough, "Mul", [x_scale, scales])
@@ -241,54 +291,13 @@ def _standard_product(found: Product, quantise: ir.Node, numbers: ir.Value, scal
     return node_after(exact, "Add", [exact.outputs[0], found.bias], found.result).outputs[0]
 
 
-def _quantize_tables(model: ir.Model) -> list[str]:
-    """Stores embedding tables in int8 with one scale a row; lookups fetch int8 rows and widen those alone."""
-    done = []
-    for table in list(model.graph.initializers.values()):
-        numbers = array(table)
-        uses = table.uses()
-        if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2:
-            continue
-        width = numbers.shape[-1]
-        if width <= FEW_COLUMNS or numbers.size // width <= FEW_ROWS:
-            continue
-        if not uses or any(use.idx != 0 or use.node.domain != "" for use in uses):
-            continue
-        kinds = {use.node.op_type for use in uses}
-        if kinds == {"Gather"} and all(attribute(use.node, "axis", 0) == 0 for use in uses):
-            _widen_after(model.graph, table, [use.node for use in uses])
-        elif kinds <= {"Slice", "LayerNormalization", "Unsqueeze"}:
-            _widen_before(model.graph, table)
-        else:
-            continue
-        done.append(str(table.name))
-    return done
-
-
-def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> None:
-    """rows[ids] becomes float(rows8[ids]) * scales[ids]."""
-    numbers, scales = quantize_rows(numbers_of(table))
-    rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
-    for lookup in lookups:
-        ids = lookup.inputs[1]
-        small = node_after(lookup, "Gather", [rows, ids])
-        factor = node_after(small, "Gather", [factors, ids])
-        wide = node_after(factor, "Cast", small.outputs[:1], to=int(ir.DataType.FLOAT))
-        exact = node_after(wide, "Mul", [wide.outputs[0], factor.outputs[0]], lookup.outputs[0])
-        take_over(lookup.outputs[0], exact.outputs[0])
-
-
-def _widen_before(graph: ir.Graph, table: ir.Value) -> None:
-    """A table read in order is small: it is int8 in the file and widened once, when the file is loaded."""
-    numbers, scales = quantize_rows(numbers_of(table))
-    rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
-    uses = table.uses()
-    exact = _widened(graph.node(0), rows, factors, table)
-    for use in uses:
-        use.node.replace_input_with(use.idx, exact)
-
-
-def _widened(anchor: ir.Node, numbers: ir.Value, scales: ir.Value, like: ir.Value) -> ir.Value:
-    """Float(numbers) * scales, before `anchor`: ONNX Runtime computes what follows from constants on loading."""
-    wide = node_before(anchor, "Cast", [numbers], to=int(ir.DataType.FLOAT))
-    return node_after(wide, "Mul", [wide.outputs[0], scales], like).outputs[0]
+def _standard_static_product(
+    found: Product, quantised: Sequence[ir.Value], numbers: ir.Value, scales: ir.Value
+) -> ir.Value:
+    """The product of two dequantised values, which ONNX Runtime joins into one int8 product on loading."""
+    wide = node_before(found.matmul, "DequantizeLinear", list(quantised))
+    weight = node_before(found.matmul, "DequantizeLinear", [numbers, scales], axis=1)
+    exact = node_after(found.matmul, "MatMul", [wide.outputs[0], weight.outputs[0]], found.result)
+    if found.bias is None or found.add is None:
+        return exact.outputs[0]
+    return node_after(found.add, "Add", [exact.outputs[0], found.bias], found.result).outputs[0]

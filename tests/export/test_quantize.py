@@ -19,8 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distill.errors import ExportError
 from distill.export.graph import export_graph, write
+from distill.export.lookups import quantize_rows
 from distill.export.passes import apply_passes
-from distill.export.quantize import quantize_columns, quantize_dynamic_int8, quantize_rows
+from distill.export.quantize import quantize_columns, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
 from distill.tasks.text_classification import TextClassification
 

@@ -1,0 +1,71 @@
+"""Embedding tables in int8: one scale a row, and only what is looked up is widened."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from distill.export.passes.match import array, attribute, constant, node_after, node_before, numbers_of, take_over
+
+FEW_ROWS = 64  # tables this short, such as token types, stay as they are
+FEW_COLUMNS = 8  # so do tables so narrow that the scale of a row is as large as the row
+
+
+def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 (..., rows, width) and fp32 (..., rows, 1): symmetric, one scale a row."""
+    scales = np.abs(table).max(axis=-1, keepdims=True) / 127
+    scales = np.where(scales == 0, 1, scales).astype(np.float32)
+    return np.clip(np.rint(table / scales), -127, 127).astype(np.int8), scales
+
+
+def quantize_tables(model: ir.Model) -> list[str]:
+    """Stores embedding tables in int8 with one scale a row; lookups fetch int8 rows and widen those alone."""
+    done = []
+    for table in list(model.graph.initializers.values()):
+        numbers = array(table)
+        uses = table.uses()
+        if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2:
+            continue
+        width = numbers.shape[-1]
+        if width <= FEW_COLUMNS or numbers.size // width <= FEW_ROWS:
+            continue
+        if not uses or any(use.idx != 0 or use.node.domain != "" for use in uses):
+            continue
+        kinds = {use.node.op_type for use in uses}
+        if kinds == {"Gather"} and all(attribute(use.node, "axis", 0) == 0 for use in uses):
+            _widen_after(model.graph, table, [use.node for use in uses])
+        elif kinds <= {"Slice", "LayerNormalization", "Unsqueeze"}:
+            _widen_before(model.graph, table)
+        else:
+            continue
+        done.append(str(table.name))
+    return done
+
+
+def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> None:
+    """rows[ids] becomes float(rows8[ids]) * scales[ids]."""
+    numbers, scales = quantize_rows(numbers_of(table))
+    rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
+    for lookup in lookups:
+        ids = lookup.inputs[1]
+        small = node_after(lookup, "Gather", [rows, ids])
+        factor = node_after(small, "Gather", [factors, ids])
+        wide = node_after(factor, "Cast", small.outputs[:1], to=int(ir.DataType.FLOAT))
+        exact = node_after(wide, "Mul", [wide.outputs[0], factor.outputs[0]], lookup.outputs[0])
+        take_over(lookup.outputs[0], exact.outputs[0])
+
+
+def _widen_before(graph: ir.Graph, table: ir.Value) -> None:
+    """A table read in order is small: it is int8 in the file and widened once, when the file is loaded."""
+    numbers, scales = quantize_rows(numbers_of(table))
+    rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
+    uses = table.uses()
+    exact = widened(graph.node(0), rows, factors, table)
+    for use in uses:
+        use.node.replace_input_with(use.idx, exact)
+
+
+def widened(anchor: ir.Node, numbers: ir.Value, scales: ir.Value, like: ir.Value) -> ir.Value:
+    """Float(numbers) * scales, before `anchor`: ONNX Runtime computes what follows from constants on loading."""
+    wide = node_before(anchor, "Cast", [numbers], to=int(ir.DataType.FLOAT))
+    return node_after(wide, "Mul", [wide.outputs[0], scales], like).outputs[0]
