@@ -175,8 +175,10 @@ class TrainingRecipe(_Section):
 class ExportRecipe(_Section):
     """The ONNX file that ships."""
 
-    target: Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"] = Field(
-        "arm64", description="Which processors the file is shaped for."
+    target: Literal["auto", "portable", "arm64", "x86-vnni", "x86-avx2", "wasm"] = Field(
+        "arm64",
+        description="Which processors the file is shaped for; `auto` tries several forms on this machine and keeps the "
+        "fastest that is good enough.",
     )
     max_drop: float = Field(
         0.5,

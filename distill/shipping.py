@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from distill.bench import bench as measure_latency
+from distill.candidates import Choice, fastest, machine_target
 from distill.evaluation import Evaluation, Predictor, TorchPredictor, agreement, disagreements, evaluate
 from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
-from distill.export.ladder import quantize_within
+from distill.export.ladder import LadderResult, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
-from distill.export.passes import passes_for
+from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
+from distill.export.quantize import Target
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import Verification, verify_bundle
 from distill.files import write_json
@@ -52,15 +55,26 @@ def export(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         student = load_checkpoint(str(run.folder / "student"), run.task)
+        passes = passes_for(_target(run))
         steps = [
-            _export(run, run.teacher, files["teacher"], "export of the teacher"),
-            _export(run, student, files["student"], "export of the student"),
+            _export(run, run.teacher, files["teacher"], "export of the teacher", passes),
+            _export(run, student, files["student"], "export of the student", passes),
         ]
-        steps.append(_quantize(run, student, files["student"], files["student-int8"]))
-        return {"verification": steps, "bytes": {name: path.stat().st_size for name, path in files.items()}}
+        choice = _quantize(run, student, files["student"], files["student-int8"])
+        steps.append(_quantized(run, student, choice.result, files["student"], files["student-int8"]))
+        return {
+            "verification": steps,
+            "tried": choice.table(),
+            "bytes": {name: path.stat().st_size for name, path in files.items()},
+        }
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
     return run.ledger.once("export", inputs, work, makes=list(files.values()))
+
+
+def _target(run: Run) -> Target:
+    """What the file is shaped for; this machine where the recipe leaves it open."""
+    return machine_target() if run.recipe.export.target == "auto" else run.recipe.export.target
 
 
 def _metadata(run: Run) -> dict[str, str]:
@@ -71,25 +85,27 @@ def _metadata(run: Run) -> dict[str, str]:
         "distill.max_length": str(run.recipe.data.max_length),
         "distill.recipe": run.recipe.fingerprint(),
         "distill.versions": json.dumps(versions(), sort_keys=True),
-        "distill.target": run.recipe.export.target,
+        "distill.target": _target(run),
     }
 
 
-def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str) -> dict[str, Any]:
+def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tuple[Pass, ...]) -> dict[str, Any]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
     inputs = ["input_ids", "attention_mask"]
     if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
         inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
-        passes = passes_for(run.recipe.export.target)
         export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run), passes=passes)
     reference = TorchPredictor(checkpoint.model, run.task)
     return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
 
 
-def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dict[str, Any]:
-    """fp32 to int8 by the ladder: plain dynamic first, more care where it loses too much, refused past `max_drop`."""
+def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Choice:
+    """fp32 to int8 by the ladder: plain dynamic first, more care where it loses too much, refused past `max_drop`.
+
+    With target `auto`, the form that is fastest here; `source` is then the fp32 graph that it was made from.
+    """
     task, padding, export = run.task, checkpoint.padding, run.recipe.export
     encoded = run.encode(checkpoint, run.splits.validation)
     train = run.splits.train
@@ -98,17 +114,30 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dic
     def measure(file: Path) -> float:
         return evaluate(OnnxModel(file), encoded, task, padding).metrics[task.metric]
 
-    with run.progress.stage("Quantising to int8"):
-        found = quantize_within(
-            source,
-            path,
-            measure=measure,
-            max_drop=export.max_drop,
-            batches=spread(task, sample, padding, rows=256),
-            target=export.target,
-            metadata=_metadata(run),
-            progress=run.progress,
-        )
+    settings: dict[str, Any] = {
+        "measure": measure,
+        "max_drop": export.max_drop,
+        "batches": spread(task, sample, padding, rows=256),
+        "target": _target(run),
+        "metadata": _metadata(run),
+        "progress": run.progress,
+    }
+    if export.target != "auto":
+        with run.progress.stage("Quantising to int8"):
+            return Choice("", quantize_within(source, path, **settings), ())
+    graphs = {"separate heads": source.with_name("separate.onnx"), "fused attention": source.with_name("fused.onnx")}
+    for name, passes in (("separate heads", DEFAULT), ("fused attention", FUSED)):
+        _export(run, checkpoint, graphs[name], f"export of the student, {name}", passes)
+    choice = fastest(graphs, path, lengths=_lengths(run), **settings)
+    os.replace(graphs.pop(choice.graph), source)
+    for left in graphs.values():
+        left.unlink()
+    return choice
+
+
+def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Path, path: Path) -> dict[str, Any]:
+    """What quantising found out, and how the file answers beside the fp32 one."""
+    encoded = run.encode(checkpoint, run.splits.validation)
     if len(found.rungs) > 1:
         first, last = found.rungs[0], found.rungs[-1]
         line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
@@ -118,6 +147,12 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> dic
     )
     components = [asdict(component) for component in found.graph.components]
     return {**facts, "components": components, "ladder": found.as_dict()}
+
+
+def _lengths(run: Run) -> list[int]:
+    """The recipe's lengths, as far as the model takes them."""
+    longest = run.recipe.data.max_length
+    return [length for length in run.recipe.bench.lengths if length <= longest] or [longest]
 
 
 def _check(
@@ -236,13 +271,13 @@ def _models(run: Run) -> dict[str, Any]:
 def bench(run: Run) -> dict[str, Any]:
     """Measures teacher and student files side by side, interleaved, in one run."""
     files = run.work / "onnx"
-    settings, longest = run.recipe.bench, run.recipe.data.max_length
+    settings = run.recipe.bench
     targets = [files / "teacher.onnx", files / "student.onnx", run.folder / "bundle" / "onnx" / "model_quantized.onnx"]
 
     def work() -> dict[str, Any]:
         report = measure_latency(
             targets,
-            lengths=[n for n in settings.lengths if n <= longest] or [longest],
+            lengths=_lengths(run),
             batches=settings.batches,
             threads=settings.threads,
             runs=settings.runs,
@@ -303,6 +338,7 @@ def collect(run: Run) -> dict[str, Any]:
         "objective": facts["train"]["objective"],
         "disagreements": facts["bundle"]["models"]["student-int8"]["disagreements"],
         "verification": facts["export"]["verification"],
+        "tried": facts["export"].get("tried") or [],
         "bench": facts["bench"]["report"],
         "stages": [{"name": name, "seconds": facts[name]["seconds"]} for name in names if "seconds" in facts[name]],
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import pipeline as transformers_pipeline
 
 from distill.cache import CachedTeacher
+from distill.candidates import machine_target
 from distill.errors import ObjectiveError
 from distill.export.runtime import Bundle
 from distill.ledger import claim
@@ -87,6 +89,34 @@ def test_a_finished_run_is_not_done_again(finished):
     }
     assert changed == set()
     assert again.summary() == result.summary()
+
+
+def test_auto_measures_its_candidates_and_says_so(finished, tmp_path):
+    recipe, result = finished
+    folder = tmp_path / "auto"
+    shutil.copytree(result.folder, folder)
+    changes = {"output": str(folder), "export": recipe.export.model_copy(update={"target": "auto", "max_drop": 5.0})}
+    again = compress(recipe.model_copy(update=changes), replace=True)
+    results = json.loads((folder / "results.json").read_text())
+    tried = results["tried"]
+    assert [(row["graph"], row["form"]) for row in tried] == [
+        ("separate heads", "dynamic"),
+        ("separate heads", "static (min-max), biases corrected"),
+        ("fused attention", "dynamic"),
+        ("fused attention", "static (min-max), biases corrected"),
+    ]
+    (chosen,) = [row for row in tried if row["chosen"]]
+    timed = [row for row in tried if row["good"]]
+    assert all(set(row["latency_ms"]) == {"8", "16"} for row in timed)
+    assert chosen == min(timed, key=lambda row: np.prod(list(row["latency_ms"].values())))
+    assert "| separate heads | static (min-max), biases corrected |" in (folder / "report.md").read_text()
+    assert "too inexact" not in (folder / "report.html").read_text() or len(timed) < 4
+    assert Bundle.load(again.bundle).model.metadata["distill.target"] == machine_target()
+    assert sorted(path.name for path in (folder / "work" / "onnx").iterdir()) == [
+        "student-int8.onnx",
+        "student.onnx",
+        "teacher.onnx",
+    ]
 
 
 def test_one_seed_one_result(finished, tmp_path, intents_folder, tiny_start):

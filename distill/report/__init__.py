@@ -32,6 +32,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
         "charts": charts(results),
         "headline": headline(results),
         "verdicts": verdicts(results),
+        "tried_lengths": list(dict.fromkeys(n for row in results.get("tried") or [] for n in row["latency_ms"])),
         "roles": [row["role"] for row in results.get("models") or []],
     }
     paths = []

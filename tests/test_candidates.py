@@ -1,0 +1,91 @@
+"""The fastest file of those that are good enough, chosen by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from distill.candidates import fastest, machine_target
+from distill.errors import ExportError
+from distill.export.graph import export_graph
+from distill.export.passes import DEFAULT, FUSED
+from distill.export.runtime import OnnxModel
+from distill.tasks.text_classification import TextClassification
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two forms of one tiny model."""
+    folder = tmp_path_factory.mktemp("sources")
+    shape: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model("bert", **shape, intermediate_size=64)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    spec = TextClassification().graph(["input_ids", "attention_mask"])
+    return {
+        name: export_graph(model, spec, folder / f"{name}.onnx", passes=passes).path
+        for name, passes in (("separate", DEFAULT), ("fused", FUSED))
+    }
+
+
+@pytest.fixture
+def batches() -> list[dict[str, np.ndarray]]:
+    ids = np.random.default_rng(0).integers(3, 99, (4, 12))
+    return [{"input_ids": ids, "attention_mask": np.ones_like(ids)}]
+
+
+def static(path: Path) -> bool:
+    return "QuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+
+
+def choose(
+    sources: dict[str, Path], path: Path, measure: Callable[[Path], float], batches: Sequence[Any], **changes: Any
+) -> Any:
+    settings = {"max_drop": 0.5, "target": machine_target(), "lengths": [4, 8], **changes}
+    return fastest(sources, path, measure=measure, batches=batches, **settings)
+
+
+def test_the_fastest_is_kept(sources: dict[str, Path], batches: Any, tmp_path: Path) -> None:
+    choice = choose(sources, tmp_path / "int8.onnx", lambda path: 1.0, batches)
+    assert [each.graph for each in choice.tried] == ["separate", "separate", "fused", "fused"]
+    products = [float(np.prod(list(each.latency_ms.values()))) for each in choice.tried]
+    assert [each.chosen for each in choice.tried] == [product == min(products) for product in products]
+    (chosen,) = [each for each in choice.tried if each.chosen]
+    assert choice.graph == chosen.graph
+    assert chosen.form.startswith("static") == static(tmp_path / "int8.onnx")
+    assert choice.result.graph.bytes == (tmp_path / "int8.onnx").stat().st_size
+    assert OnnxModel(tmp_path / "int8.onnx").metadata["distill.target"] == machine_target()
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_what_loses_too_much_is_not_even_timed(sources: dict[str, Path], batches: Any, tmp_path: Path) -> None:
+    def only_dynamic(path: Path) -> float:
+        return 0.9 if static(path) else 1.0
+
+    choice = choose(sources, tmp_path / "int8.onnx", only_dynamic, batches)
+    assert [each.good for each in choice.tried] == [True, False, True, False]
+    assert [bool(each.latency_ms) for each in choice.tried] == [True, False, True, False]
+    assert not static(tmp_path / "int8.onnx")
+    assert choice.table()[1]["drop"] == pytest.approx(10)
+
+
+def test_where_none_is_good_enough_the_ladder_goes_on(sources: dict[str, Path], batches: Any, tmp_path: Path) -> None:
+    def none(path: Path) -> float:
+        return 1.0 if path in sources.values() else 0.9
+
+    with pytest.raises(ExportError, match=r"int8 loses 10\.00 points at best"):
+        choose(sources, tmp_path / "int8.onnx", none, batches)
+    assert not list(tmp_path.iterdir())
+
+    def half_in_fp32(path: Path) -> float:
+        kinds = [node.op_type for node in onnx.load(path).graph.node]
+        return 1.0 if path in sources.values() or kinds.count("MatMul") > 5 else 0.9
+
+    choice = choose(sources, tmp_path / "int8.onnx", half_in_fp32, batches)
+    assert not any(each.chosen for each in choice.tried)
+    assert choice.result.rungs[-1].kept
