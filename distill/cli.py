@@ -245,7 +245,7 @@ def predict(
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
         else:
             shown = " ".join((text if isinstance(text, str) else " | ".join(text)).split())
-            typer.echo(f"{prediction.label}\t{prediction.probability:.4f}\t{shown}")
+            typer.echo(f"{prediction.summary()}\t{shown}")
 
 
 def _twice(lines: Any, loaded: Any) -> tuple[Iterator[Any], Iterator[Any]]:

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 
 from distill.errors import DataError
+from distill.fields import INPUTS, TARGETS
 from distill.rows import Columns, Rows, content_fraction, content_key, name_labels, usable_rows
 from distill.sampling import LengthBucketSampler
 from distill.tables import load_table, read_table
@@ -29,11 +30,11 @@ class Splits:
     """Data that is ready for a task.
 
     Attributes:
-        train: Columns `text`, `text_pair` (pairs only) and `label` (a name).
+        train: Columns `text`, `text_pair` (pairs only) and `label`, a name or what else the task's labels are.
         validation: Chooses checkpoints; the same columns.
         test: Reported on; the validation rows where no test data is given.
         unlabelled: The same columns, every `label` None; may have no rows.
-        labels: Label names in order.
+        labels: Label names in order; empty where labels are no names.
         report: What was left out, moved or worth knowing, a line each.
     """
 
@@ -62,6 +63,8 @@ def load_splits(
     labels: Sequence[str] | None = None,
     validation_fraction: float = 0.1,
     on_bad_row: Literal["error", "skip"] = "error",
+    inputs: str = "text",
+    target: str = "class",
 ) -> Splits:
     """Reads, checks and splits the data of a run.
 
@@ -80,11 +83,13 @@ def load_splits(
             only, they are taken as positions in this list.
         validation_fraction: Share of the contents, in (0, 1).
         on_bad_row: `error` stops at the first unusable row, `skip` leaves such rows out and counts them.
+        inputs: Kind of the column `text`: a key of `INPUTS`.
+        target: Kind of the column `label`: a key of `TARGETS`.
 
     Raises:
         DataError: A source or column is missing, a row is unusable, or the labels make no sense.
     """
-    columns = Columns(text, text_pair, label, on_bad_row == "skip")
+    columns = Columns(text, text_pair, label, on_bad_row == "skip", INPUTS[inputs], TARGETS[target])
     report: list[str] = []
     tables = {"train": read_table(train, "train")}
     if validation is not None:
@@ -94,7 +99,9 @@ def load_splits(
     sides = {role: usable_rows(table, columns, report) for role, table in tables.items()}
     names, sides = name_labels(sides, tables["train"].label_names.get(label), labels, columns.skip, report)
     _report_conflicts(sides["train"], report)
-    free = Rows("unlabelled", pairs=None if text_pair is None else [])
+    free = Rows(
+        "unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target
+    )
     for source in unlabelled:
         free.extend(usable_rows(read_table(source, "unlabelled"), columns, report, labelled=False))
     sides["unlabelled"] = free
@@ -112,8 +119,9 @@ def load_splits(
 def _set_aside(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
     """Train and validation by content. A label keeps its contents in train where all would be set aside."""
     aside = {key for key in rows.keys if content_fraction(key) < fraction} or {min(rows.keys)}
-    staying = {label for key, label in zip(rows.keys, rows.labels, strict=True) if key not in aside}
-    aside -= {key for key, label in zip(rows.keys, rows.labels, strict=True) if label not in staying}
+    names = [rows.label_names(row) for row in range(len(rows.keys))]
+    staying = {name for key, found in zip(rows.keys, names, strict=True) if key not in aside for name in found}
+    aside -= {key for key, found in zip(rows.keys, names, strict=True) if not staying.issuperset(found)}
     if not aside:
         raise DataError(
             f"{len(rows.texts)} rows are too few to set some aside for validation",
@@ -154,11 +162,11 @@ def _one_side_each(sides: dict[str, Rows], report: list[str]) -> dict[str, Rows]
 
 def _report_conflicts(rows: Rows, report: list[str]) -> None:
     """Says how many texts carry different labels in different rows."""
-    first: dict[bytes, str | None] = {}
+    first: dict[bytes, Any] = {}
     conflicting: dict[bytes, str] = {}
     for key, label, text in zip(rows.keys, rows.labels, rows.texts, strict=True):
         if first.setdefault(key, label) != label:
-            conflicting.setdefault(key, text)
+            conflicting.setdefault(key, rows.input.content(text))
     if conflicting:
         example = next(iter(conflicting.values()))
         report.append(

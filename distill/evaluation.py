@@ -12,7 +12,7 @@ import torch
 from distill.errors import DataError, VerificationError
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
-from distill.tasks.base import NO_LABEL, Array
+from distill.tasks.base import Array
 
 
 class Predictor(Protocol):
@@ -47,7 +47,8 @@ class TorchPredictor:
         with torch.inference_mode(), torch.autocast(parameter.device.type, torch.bfloat16, enabled=self._bf16):
             output = self._model(**inputs)
         self._model.train(training)
-        return self._task.postprocess({"logits": output.logits.float().cpu().numpy()})
+        found = self._task.read(output)
+        return self._task.postprocess({name: value.float().cpu().numpy() for name, value in found.items()})
 
 
 class MeanPredictor:
@@ -76,7 +77,8 @@ class Evaluation:
 
     Attributes:
         metrics: The task's measures, in [0, 1].
-        outputs: Every output of the graph, one entry a row, in the order of the rows.
+        outputs: Every output of the graph in the order of the rows: an entry a row or, where the graph has a value for
+            each token, an entry a token.
     """
 
     metrics: dict[str, float]
@@ -95,26 +97,35 @@ def predict_rows(
 ) -> dict[str, Array]:
     """Runs every row, rows of like length together, and gives the outputs in the order of the rows.
 
+    Of outputs with a value for each token, padding is left out and rows stand end to end, as in `encoded.ragged`.
+
     Raises:
         VerificationError: An output is not finite.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     collected: dict[str, list[Array]] = {}
+    by_token = task.by_token
     with progress.stage(name, total=len(encoded), unit="sentences") if name else SILENT.stage("") as stage:
         for begin in range(0, len(order), batch_size):
             rows = [encoded[int(row)] for row in order[begin : begin + batch_size]]
-            for key, value in predictor.predict(task.collate(rows, padding)).items():
-                collected.setdefault(key, []).append(value)
+            batch = task.collate(rows, padding)
+            tokens = batch["attention_mask"].sum(axis=1) if by_token else ()
+            for key, value in predictor.predict(batch).items():
+                parts = [row[:count] for row, count in zip(value, tokens, strict=True)] if key in by_token else value
+                collected.setdefault(key, []).extend(parts)
             stage.advance(len(rows))
     back = np.argsort(order, kind="stable")
-    outputs = {key: np.concatenate(values)[back] for key, values in collected.items()}
-    broken = ~np.isfinite(outputs["logits"]).reshape(len(encoded), -1).all(axis=1)
-    if broken.any():
-        raise VerificationError(
-            f"logits that are not finite for {int(broken.sum())} of {len(encoded)} rows",
-            where=f"row {int(broken.argmax())}",
-            fix="Give weights without NaN or overflow: train again with a lower rate or precision = 'fp32'.",
-        )
+    outputs = {}
+    for key, values in collected.items():
+        ordered = [values[place] for place in back]
+        broken = [row for row, value in enumerate(ordered) if not np.isfinite(value).all()]
+        if broken:
+            raise VerificationError(
+                f"{key} that are not finite for {len(broken)} of {len(encoded)} rows",
+                where=f"row {broken[0]}",
+                fix="Give weights without NaN or overflow: train again with a lower rate or precision = 'fp32'.",
+            )
+        outputs[key] = np.concatenate(ordered) if key in by_token else np.stack(ordered)
     return outputs
 
 
@@ -125,42 +136,37 @@ def evaluate(
     padding: Padding,
     *,
     batch_size: int = 32,
+    settings: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
     name: str = "",
 ) -> Evaluation:
-    """Measures `predictor` on labelled rows.
+    """Measures `predictor` on labelled rows, with the task's `settings` where it has some.
 
     Raises:
         DataError: No row has a label.
     """
-    if not (encoded.flat["labels"] != NO_LABEL).any():
+    if not task.labelled(encoded):
         raise DataError("no row has a label to compare with", where="evaluation", fix="Give labelled validation data.")
     outputs = predict_rows(predictor, encoded, task, padding, batch_size=batch_size, progress=progress, name=name)
-    return Evaluation(task.metrics(outputs, encoded), outputs)
-
-
-def agreement(one: Evaluation, other: Evaluation) -> float:
-    """Share of rows on which both choose the same class, in [0, 1]."""
-    return float((one.outputs["logits"].argmax(-1) == other.outputs["logits"].argmax(-1)).mean())
+    return Evaluation(task.metrics(outputs, encoded, settings), outputs)
 
 
 def disagreements(
-    teacher: Evaluation, student: Evaluation, texts: list[str], encoded: Encoded, labels: list[str], *, most: int = 20
+    teacher: Evaluation, student: Evaluation, texts: list[str], encoded: Encoded, task: Task, *, most: int = 20
 ) -> list[dict[str, Any]]:
-    """Rows on which the two choose differently, the surest disagreements first."""
-    theirs, ours = teacher.outputs["probabilities"], student.outputs["probabilities"]
-    chosen, other = theirs.argmax(-1), ours.argmax(-1)
-    rows = np.flatnonzero(chosen != other)
-    sure = theirs[rows, chosen[rows]] + ours[rows, other[rows]]
-    gold = encoded.flat["labels"]
+    """Rows on which the two say different things, the surest disagreements first."""
+    theirs, ours = task.told(teacher.outputs, encoded), task.told(student.outputs, encoded)
+    rows = [row for row, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one[0] != other[0]]
+    rows.sort(key=lambda row: -(theirs[row][1] + ours[row][1]))
+    gold = task.gold(encoded)
     return [
         {
             "text": texts[row],
-            "label": labels[gold[row]] if gold[row] != NO_LABEL else None,
-            "teacher": labels[chosen[row]],
-            "teacher_probability": float(theirs[row, chosen[row]]),
-            "student": labels[other[row]],
-            "student_probability": float(ours[row, other[row]]),
+            "label": gold[row],
+            "teacher": theirs[row][0],
+            "teacher_probability": theirs[row][1],
+            "student": ours[row][0],
+            "student_probability": ours[row][1],
         }
-        for row in rows[np.argsort(-sure, kind="stable")][:most]
+        for row in rows[:most]
     ]

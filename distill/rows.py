@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
 
 from distill.errors import DataError
+from distill.fields import INPUTS, TARGETS, Input, Target
 from distill.tables import Table
 
 _SKIP = 'Mend it, or set data.on_bad_row = "skip" to leave such rows out.'
@@ -23,11 +23,13 @@ class Rows:
     """Usable rows of one side. `numbers` are rows of the source, from 1, for errors."""
 
     name: str
-    texts: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
     pairs: list[str] | None = None
-    labels: list[str | None] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    input: Input = INPUTS["text"]
+    target: Target = TARGETS["class"]
 
     def keep(self, wanted: Sequence[bool]) -> Rows:
         """The rows for which `wanted` is true."""
@@ -36,7 +38,19 @@ class Rows:
             return [value for value, keep in zip(values, wanted, strict=True) if keep]
 
         pairs = None if self.pairs is None else chosen(self.pairs)
-        return Rows(self.name, chosen(self.texts), pairs, chosen(self.labels), chosen(self.keys), chosen(self.numbers))
+        return replace(
+            self,
+            texts=chosen(self.texts),
+            pairs=pairs,
+            labels=chosen(self.labels),
+            keys=chosen(self.keys),
+            numbers=chosen(self.numbers),
+        )
+
+    def label_names(self, row: int) -> Sequence[str]:
+        """The names of classes in a row's label; none where it has no label, or labels are no names."""
+        label = self.labels[row]
+        return () if label is None or self.target.names is None else self.target.names(label)
 
     def extend(self, more: Rows) -> None:
         """Adds the rows of another source of the same side."""
@@ -48,23 +62,25 @@ class Rows:
             self.pairs += more.pairs
 
     def dataset(self) -> datasets.Dataset:
-        """Columns `text`, [`text_pair`] and `label`, all strings."""
+        """Columns `text`, [`text_pair`] and `label`, of the kinds that input and target have."""
         columns: dict[str, list[Any]] = {"text": self.texts}
+        kinds = {"text": self.input.feature, "text_pair": datasets.Value("string"), "label": self.target.feature}
         if self.pairs is not None:
             columns["text_pair"] = self.pairs
         columns["label"] = self.labels
-        features = datasets.Features({name: datasets.Value("string") for name in columns})
-        return datasets.Dataset.from_dict(columns, features=features)
+        return datasets.Dataset.from_dict(columns, features=datasets.Features({name: kinds[name] for name in columns}))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what, and what an unusable row does."""
+    """Which columns hold what, of which kinds, and what an unusable row does."""
 
     text: str
     text_pair: str | None
     label: str
     skip: bool
+    input: Input = INPUTS["text"]
+    target: Target = TARGETS["class"]
 
 
 def content_key(text: str, text_pair: str | None = None) -> bytes:
@@ -91,16 +107,17 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
     pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
     raw = table.column(columns.label, "data.label") if labelled else [None] * len(texts)
     class_names = table.label_names.get(columns.label)
-    rows = Rows(table.name, pairs=None if pairs is None else [])
+    rows = Rows(table.name, pairs=None if pairs is None else [], input=columns.input, target=columns.target)
     skipped: Counter[str] = Counter()
-    for row, value in enumerate(texts):
-        pair = None if pairs is None else pairs[row]
-        problem = table.broken.get(row) or _text_problem(value, columns.text)
+    for row, raw_text in enumerate(texts):
+        pair, label = None if pairs is None else pairs[row], None
+        value, problem = columns.input.read(raw_text, columns.text)
+        problem = table.broken.get(row) or problem
         if problem is None and columns.text_pair is not None:
-            problem = _text_problem(pair, columns.text_pair)
-        name: str | None = None
+            _, problem = INPUTS["text"].read(pair, columns.text_pair)
         if problem is None and labelled:
-            name, problem = _label_name(raw[row], columns.label, class_names)
+            label, problem = columns.target.read(raw[row], columns.label, class_names)
+            problem = problem or columns.target.fits(value, pair, label)
         if problem is not None:
             if not columns.skip:
                 raise DataError(problem, where=f"{table.name} row {row + 1}", fix=_SKIP)
@@ -109,8 +126,8 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
         rows.texts.append(value)
         if rows.pairs is not None:
             rows.pairs.append(str(pair))
-        rows.labels.append(name)
-        rows.keys.append(content_key(value, pair))
+        rows.labels.append(label)
+        rows.keys.append(content_key(columns.input.content(value), pair))
         rows.numbers.append(row + 1)
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(4))
@@ -120,39 +137,17 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
     return rows
 
 
-def _text_problem(value: Any, column: str) -> str | None:
-    if isinstance(value, str):
-        return None if value.strip() else f"{column!r} is empty"
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return f"{column!r} is missing"
-    return f"{column!r} is {type(value).__name__}, not text; it holds {value!r:.40}"
-
-
-def _label_name(value: Any, column: str, class_names: Sequence[str] | None) -> tuple[str | None, str | None]:
-    """The label as a name, or what is wrong with it."""
-    name: str | None = None
-    if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in ("", "nan")):  # NaN
-        return None, f"{column!r} is missing"
-    if isinstance(value, str):
-        name = value.strip()
-    elif class_names is not None:
-        name = class_names[value] if 0 <= value < len(class_names) else None
-    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        name = str(value if isinstance(value, bool) else int(value))
-    if name is None:
-        return None, f"{column!r} is {type(value).__name__}, not the name or number of a class; it holds {value!r:.40}"
-    return name, None
-
-
 def name_labels(
     sides: dict[str, Rows], class_names: list[str] | None, wanted: Sequence[str] | None, skip: bool, report: list[str]
 ) -> tuple[list[str], dict[str, Rows]]:
-    """Label names in order, and the sides with labels of those names alone."""
-    seen = Counter(label for label in sides["train"].labels if label is not None)
+    """Label names in order, and the sides with labels of those names alone; no names where labels are none."""
+    if sides["train"].target.names is None:
+        return [], sides
+    seen = _count_names(sides["train"])
     if wanted and _are_positions(seen, wanted):
         sides = {role: _rename(rows, wanted) for role, rows in sides.items()}
         report.append("labels: " + ", ".join(f"{number} is {name}" for number, name in enumerate(wanted)))
-        seen = Counter(label for label in sides["train"].labels if label is not None)
+        seen = _count_names(sides["train"])
     names = list(wanted or class_names or sorted(seen, key=_numerically))
     if len(seen) < 2:
         raise DataError(
@@ -173,11 +168,15 @@ def name_labels(
     return names, {role: _known_labels(rows, set(names), names, skip, report) for role, rows in sides.items()}
 
 
+def _count_names(rows: Rows) -> Counter[str]:
+    return Counter(name for row in range(len(rows.labels)) for name in rows.label_names(row))
+
+
 def _known_labels(rows: Rows, known: set[str], names: list[str], skip: bool, report: list[str]) -> Rows:
-    strangers = [index for index, label in enumerate(rows.labels) if label not in known]
+    strangers = [row for row in range(len(rows.labels)) if not known.issuperset(rows.label_names(row))]
     if not strangers:
         return rows
-    label = rows.labels[strangers[0]]
+    label = next(name for name in rows.label_names(strangers[0]) if name not in known)
     if not skip:
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise DataError(
@@ -186,7 +185,8 @@ def _known_labels(rows: Rows, known: set[str], names: list[str], skip: bool, rep
             fix=_SKIP,
         )
     report.append(f"{rows.name}: {len(strangers):,} rows skipped (labels never seen, such as {label!r})")
-    kept = rows.keep([label in known for label in rows.labels])
+    lost = set(strangers)
+    kept = rows.keep([row not in lost for row in range(len(rows.labels))])
     if not kept.texts:
         raise DataError("no row has a known label", where=rows.name, fix=f"Labels are {', '.join(names[:8])}.")
     return kept
@@ -198,11 +198,8 @@ def _are_positions(seen: Iterable[str], wanted: Sequence[str]) -> bool:
 
 
 def _rename(rows: Rows, names: Sequence[str]) -> Rows:
-    labels = [
-        names[int(label)] if label is not None and label.isdecimal() and int(label) < len(names) else label
-        for label in rows.labels
-    ]
-    return Rows(rows.name, rows.texts, rows.pairs, labels, rows.keys, rows.numbers)
+    new = {str(number): name for number, name in enumerate(names)}
+    return replace(rows, labels=[None if label is None else rows.target.rename(label, new) for label in rows.labels])
 
 
 def _numerically(name: str) -> tuple[int, int, str]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
-from distill.export.runtime import FULL, QUANTIZED, Bundle, Text
+from distill.export.runtime import FULL, QUANTIZED, Bundle
 from distill.files import replace_folder, sha256_file, write_json, write_text
+from distill.heads import Text
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -102,18 +103,18 @@ def _cut_at(path: Path, max_length: int) -> None:
 
 
 def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """What the shipped file says of each text, asked one by one: text, ids and probabilities by class number."""
+    """What the shipped file says of the first window of each text, asked one by one: text, ids and the head's proof."""
     vectors = []
     for text in texts:
-        row = bundle.encode([text])[0]
-        outputs = bundle.model.predict(bundle.pad([row]))
-        pair = {} if isinstance(text, str) else {"text_pair": text[1]}
+        window = bundle.head.windows(bundle.tokenizer, [text])[0][0]
+        proof = bundle.head.prove(bundle.ask([window])[0])
+        pair = {"text_pair": text[1]} if isinstance(text, tuple) else {}
         vectors.append(
             {
-                "text": text if isinstance(text, str) else text[0],
+                "text": text[0] if isinstance(text, tuple) else text,
                 **pair,
-                "ids": list(row["input_ids"]),
-                "probabilities": [float(value) for value in outputs["probabilities"][0]],
+                "ids": list(window.ids),
+                bundle.head.proof: proof.astype(float).tolist(),
             }
         )
     return vectors
@@ -127,7 +128,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "task": contents.task,
         "labels": list(contents.labels),
         "max_length": contents.max_length,
-        "pairs": bool(contents.golden_texts) and not any(isinstance(text, str) for text in contents.golden_texts),
+        "pairs": bool(contents.golden_texts) and all(isinstance(text, tuple) for text in contents.golden_texts),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": dict(contents.versions),
         "data": contents.data_source,

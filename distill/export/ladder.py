@@ -280,7 +280,9 @@ def rank_products(
 
 def _logits(path: Path, batches: Sequence[Batch]) -> Array:
     model = OnnxModel(path)
-    return np.concatenate([model.predict(batch)["logits"].astype(np.float64).reshape(-1) for batch in batches])
+    names = [name for name in model.outputs if name != "probabilities"]
+    said = (outputs[name] for outputs in map(model.predict, batches) for name in names)
+    return np.concatenate([value.astype(np.float64).reshape(-1) for value in said])
 
 
 def _nothing_good_enough(

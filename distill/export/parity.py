@@ -33,9 +33,9 @@ class ParityReport:
 
     Attributes:
         step: What was done to the candidate, such as `export` or `quantise`.
-        max_abs_diff: Largest absolute difference of a logit.
+        max_abs_diff: Largest absolute difference of an output that is no probability.
         max_probability_diff: Largest absolute difference of a probability; 0 where the graph returns none.
-        agreement: Share of rows with the same largest logit, in [0, 1].
+        agreement: Share of rows (of tokens, where each has its own) whose first output is largest at the same place.
         rows: How many rows were compared.
         batches: (rows, length) of each batch.
         metric: What the candidate reached where a metric was handed over.
@@ -71,7 +71,7 @@ def check_parity(
         candidate: Is measured.
         batches: What both are asked; nothing is compared where there is none, which is an error.
         step: Names the candidate in errors and reports.
-        tolerance: Largest absolute difference of a logit that is let pass.
+        tolerance: Largest absolute difference of an output that is let pass.
         agreement: Smallest share of rows with the same answer that is let pass.
         metric: Measures the candidate's outputs, one mapping a batch.
 
@@ -85,21 +85,22 @@ def check_parity(
         pairs.append((batch, expected, got))
     if not pairs:
         raise VerificationError("there is no batch to compare on", where=step, fix="Give at least one sentence.")
-    worst = max(pairs, key=lambda pair: _difference(pair, "logits"))
-    same = [pair[1]["logits"].argmax(-1) == pair[2]["logits"].argmax(-1) for pair in pairs]
+    raw = [name for name in pairs[0][1] if name != "probabilities"]
+    worst = max(pairs, key=lambda pair: _largest(pair, raw))
+    same = [pair[1][raw[0]].argmax(-1) == pair[2][raw[0]].argmax(-1) for pair in pairs]
     report = ParityReport(
         step=step,
-        max_abs_diff=_difference(worst, "logits"),
+        max_abs_diff=_largest(worst, raw),
         max_probability_diff=max(_difference(pair, "probabilities") for pair in pairs),
         agreement=float(np.concatenate([answers.reshape(-1) for answers in same]).mean()),
-        rows=sum(len(answers) for answers in same),
+        rows=sum(len(batch["input_ids"]) for batch, _, _ in pairs),
         batches=tuple((len(batch["input_ids"]), batch["input_ids"].shape[1]) for batch, _, _ in pairs),
         metric=metric([got for _, _, got in pairs]) if metric is not None else None,
     )
     if not report.max_abs_diff <= tolerance:  # also where it is not a number
         rows, length = worst[0]["input_ids"].shape
         raise VerificationError(
-            f"logits differ by {report.max_abs_diff:.3g} on a batch of {rows} rows of {length} tokens, "
+            f"{' and '.join(raw)} differ by {report.max_abs_diff:.3g} on a batch of {rows} rows of {length} tokens, "
             f"which is more than {tolerance:g}",
             where=step,
             fix="The file was not kept. Please report this with the model's config.json.",
@@ -133,6 +134,10 @@ def _same_form(expected: Mapping[str, Array], got: Mapping[str, Array], batch: B
                 where=step,
                 fix="Look for NaN in the weights, or for a row without any token.",
             )
+
+
+def _largest(pair: tuple[Batch, Mapping[str, Array], Mapping[str, Array]], names: Sequence[str]) -> float:
+    return float(np.max([_difference(pair, name) for name in names]))  # NaN where one is
 
 
 def _difference(pair: tuple[Batch, Mapping[str, Array], Mapping[str, Array]], name: str) -> float:

@@ -1,17 +1,16 @@
-"""Text in, label out: the shipped bundle without torch.
+"""Text in, answer out: the shipped bundle without torch.
 
     bundle = Bundle.load("runs/demo/bundle")
     bundle("a fine film").label
 
-Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors`: the base install runs it.
+Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors` and `heads`: the base install runs it.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from distill.errors import BundleError, DataError
+from distill.errors import BundleError
+from distill.heads import HEADS, Asked, Text, Window
 
 Array = np.ndarray
-Text = str | tuple[str, str]
-"""A text, or a pair of them."""
 
 QUANTIZED, FULL = "onnx/model_quantized.onnx", "onnx/model.onnx"
 STREAM = 256
@@ -62,6 +60,7 @@ class OnnxModel:
             ) from None
         self.inputs = tuple(value.name for value in self.session.get_inputs())
         self.outputs = tuple(value.name for value in self.session.get_outputs())
+        self.by_token = frozenset(value.name for value in self.session.get_outputs() if "length" in value.shape[1:2])
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -152,39 +151,6 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
             raise ValueError("a number has more than 64 bits")
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a classifier says of one text.
-
-    Attributes:
-        label: The most probable label.
-        probability: Of that label, in [0, 1].
-        probabilities: Of every label.
-    """
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {"label": self.label, "probability": self.probability, "probabilities": self.probabilities}
-
-
-def classify(outputs: Mapping[str, Array], labels: Sequence[str]) -> list[Prediction]:
-    """One prediction a row of `probabilities` (B, C)."""
-    return [
-        Prediction(labels[int(row.argmax())], float(row.max()), dict(zip(labels, map(float, row), strict=True)))
-        for row in outputs["probabilities"]
-    ]
-
-
-HEADS: dict[str, Callable[[Mapping[str, Array], Sequence[str]], list[Prediction]]] = {
-    "text-classification": classify,
-}
-"""By task: from the graph's outputs to what an app wants."""
-
-
 class Bundle:
     """A shipped bundle. `Bundle.load(folder)` opens one.
 
@@ -201,15 +167,16 @@ class Bundle:
             self.task = model.metadata["distill.task"]
             self.labels: list[str] = json.loads(model.metadata["distill.labels"])
             self.max_length = int(model.metadata["distill.max_length"])
-            self._head = HEADS[self.task]
+            self.settings: dict[str, Any] = json.loads(model.metadata.get("distill.settings", "{}"))
+            self.head = HEADS[self.task]
         except (KeyError, ValueError) as error:
             raise BundleError(
                 f"its metadata has no usable {error}", where=str(model.path), fix="Export it again with distill."
             ) from None
         self._padding = padding
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_truncation(self.max_length, stride=int(self.head.stride * self.max_length))
 
     @classmethod
     def load(cls, folder: str | Path, *, file: str | None = None, threads: int = 1) -> Bundle:
@@ -245,7 +212,7 @@ class Bundle:
                 f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again."
             ) from None
         bundle = cls(model, tokenizer, padding, folder)
-        if named != bundle.labels:
+        if bundle.labels and named != bundle.labels:
             raise BundleError(
                 f"labels {named[:4]} in config.json are not the graph's {bundle.labels[:4]}",
                 where=str(folder),
@@ -253,43 +220,57 @@ class Bundle:
             )
         return bundle
 
-    def __call__(self, text: str, pair: str | None = None) -> Prediction:
+    def __call__(self, text: Text, pair: str | None = None) -> Any:
         """The prediction for one text or one pair."""
         return self.predict([text if pair is None else (text, pair)])[0]
 
-    def predict(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[Prediction]:
+    def predict(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[Any]:
         """One prediction a text, in order. Texts of like length share a batch, so little is spent on padding.
 
         Args:
-            texts: Strings, or tuples of two. An empty string is asked like any other; longer ones lose their end.
-            batch_size: Texts a call.
+            texts: Strings, tuples of two, or what else the task takes. An empty string is asked like any other; what
+                is longer than the maximum loses its end or, where the task can, is read in overlapping windows.
+            batch_size: Windows a call.
         """
-        encoded = self.encode(texts)
-        order = sorted(range(len(texts)), key=lambda row: len(encoded[row]["input_ids"]))
-        found: dict[int, Prediction] = {}
+        found = self.head.windows(self.tokenizer, texts)
+        windows = [one for row in found for one in row]
+        said: dict[int, dict[str, Array]] = {}
+        order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
         for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            outputs = self.model.predict(self.pad([encoded[row] for row in rows]))
-            found.update(zip(rows, self._head(outputs, self.labels), strict=True))
-        return [found[row] for row in range(len(texts))]
+            places = order[begin : begin + batch_size]
+            said.update(zip(places, self.ask([windows[place] for place in places]), strict=True))
+        asked, at = [], 0
+        for text, row in zip(texts, found, strict=True):
+            asked.append(Asked(text, row, [said[place] for place in range(at, at + len(row))]))
+            at += len(row)
+        return [self.head.decode(one, self.labels, self.settings) for one in asked]
 
-    def stream(self, texts: Iterable[Text], *, batch_size: int = 32) -> Iterator[Prediction]:
+    def ask(self, windows: Sequence[Window]) -> list[dict[str, Array]]:
+        """What the graph says of each window, read in one batch; values of padding are left out."""
+        rows = [{"input_ids": one.ids, "token_type_ids": one.types} for one in windows]
+        outputs = self.model.predict(self.pad(rows))
+        return [
+            {
+                name: value[row, : len(one.ids)] if name in self.model.by_token else value[row]
+                for name, value in outputs.items()
+            }
+            for row, one in enumerate(windows)
+        ]
+
+    def stream(self, texts: Iterable[Text], *, batch_size: int = 32) -> Iterator[Any]:
         """Predictions in order for any number of texts, holding a few hundred at a time."""
         waiting = iter(texts)
         while chunk := list(islice(waiting, STREAM)):
             yield from self.predict(chunk, batch_size=batch_size)
 
     def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
-        """Token ids and token types of each text, special tokens included, cut to the maximum length.
+        """Token ids and token types of each text's first window, special tokens included.
 
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
-        try:
-            encodings = self._tokenizer.encode_batch(list(texts))
-        except (TypeError, UnicodeEncodeError):  # something that is no text, or half a surrogate pair
-            encodings = self._tokenizer.encode_batch([_text(text, row) for row, text in enumerate(texts)])
-        return [{"input_ids": encoding.ids, "token_type_ids": encoding.type_ids} for encoding in encodings]
+        found = self.head.windows(self.tokenizer, texts)
+        return [{"input_ids": list(row[0].ids), "token_type_ids": list(row[0].types)} for row in found]
 
     def pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Array]:
         """Rows of ids to `input_ids`, `attention_mask` and `token_type_ids`, (B, L) int64 each."""
@@ -304,15 +285,6 @@ class Bundle:
             batch["token_type_ids"][index, :length] = row["token_type_ids"]
             batch["attention_mask"][index, :length] = 1
         return batch
-
-
-def _text(text: Any, row: int) -> Text:
-    """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
-    if isinstance(text, str):
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
-        return str(_text(text[0], row)), str(_text(text[1], row))
-    raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings.")
 
 
 def inside(folder: Path, name: str) -> Path:

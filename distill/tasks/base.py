@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,6 +17,8 @@ Batch = dict[str, Array]
 """input_ids, attention_mask, [token_type_ids] (B, L) int64; labels; scored bool; example (B,) int64."""
 
 NO_LABEL = -100
+SOURCE = "source"
+"""Name of the flat column that numbers the row of the data, where a row may be read in several windows."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Encoded:
         offsets: (rows + 1,) int64; row i of a ragged column is `values[offsets[i]:offsets[i + 1]]`.
         first: Number of row 0 in the transfer set, so that `example` is unique over concatenated sets.
         cut: How many rows were longer than the maximum and lost their end.
+        names: Label names by class number, where the measures need them.
+        given: The columns that were encoded, where the measures need them.
     """
 
     ragged: Mapping[str, Array]
@@ -36,6 +40,8 @@ class Encoded:
     offsets: Array
     first: int = 0
     cut: int = 0
+    names: Sequence[str] = ()
+    given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,6 +56,11 @@ class Encoded:
         return values
 
     @property
+    def sources(self) -> Array:
+        """(rows,) int64: the row of the data that each comes from; a long text may be read in several windows."""
+        return self.flat[SOURCE] if SOURCE in self.flat else np.arange(len(self))
+
+    @property
     def lengths(self) -> Array:
         """(rows,) int64: tokens of each row."""
         return np.diff(self.offsets)
@@ -62,7 +73,8 @@ class Encoded:
             for name, column in self.ragged.items()
         }
         offsets = np.concatenate([[0], np.cumsum(self.lengths[list(rows)])]).astype(np.int64)
-        return Encoded(ragged, {name: column[list(rows)] for name, column in self.flat.items()}, offsets)
+        flat = {name: column[list(rows)] for name, column in self.flat.items()}
+        return Encoded(ragged, flat, offsets, names=self.names, given=self.given)
 
 
 def pack(ragged: Mapping[str, Sequence[Sequence[int]]], flat: Mapping[str, Array], cut: int = 0) -> Encoded:
@@ -77,12 +89,15 @@ def pack(ragged: Mapping[str, Sequence[Sequence[int]]], flat: Mapping[str, Array
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
-    """One set after the other; the columns must agree."""
+    """One set after the other; the columns must agree. `given` is not kept: transfer sets are not measured on."""
     ragged = {name: np.concatenate([part.ragged[name] for part in parts]) for name in parts[0].ragged}
     flat = {name: np.concatenate([part.flat[name] for part in parts]) for name in parts[0].flat}
+    if SOURCE in flat:
+        rows = np.cumsum([0, *(part.sources.max(initial=-1) + 1 for part in parts)])
+        flat[SOURCE] = np.concatenate([part.sources + begin for part, begin in zip(parts, rows, strict=False)])
     lengths = np.concatenate([part.lengths for part in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Encoded(ragged, flat, offsets, cut=sum(part.cut for part in parts))
+    return Encoded(ragged, flat, offsets, cut=sum(part.cut for part in parts), names=parts[0].names)
 
 
 @dataclass(frozen=True)
@@ -119,19 +134,35 @@ class GraphSpec:
 class Task(ABC):
     """A kind of problem. It holds no state: one instance serves every model.
 
+    What is written out here is right for one label a row; other tasks put their own in its place.
+
     Attributes:
         name: What recipes and bundles call it.
         auto_class: The transformers class that loads its models.
         metric: The measure that chooses checkpoints, higher is better, in [0, 1].
         preset: Name of the default objective.
+        hard: Name of the objective that learns from the gold labels alone.
         suffixes: How the names of its architectures end.
+        problems: Values of `config.problem_type` that are its own.
+        inputs: Kind of the column `data.text`: a key of `distill.fields.INPUTS`.
+        target: Kind of the column `data.label`: a key of `distill.fields.TARGETS`.
+        pairs: `data.text_pair` may be used, must be (`required`), or must not (`none`).
+        named: Classes have names, matched by name between teacher and data.
+        augments: New texts can be made from the training texts.
     """
 
     name: ClassVar[str]
     auto_class: ClassVar[str]
     metric: ClassVar[str]
     preset: ClassVar[str]
+    hard: ClassVar[str] = "none"
     suffixes: ClassVar[tuple[str, ...]]
+    problems: ClassVar[tuple[str | None, ...]] = (None,)
+    inputs: ClassVar[str] = "text"
+    target: ClassVar[str] = "class"
+    pairs: ClassVar[Literal["allowed", "required", "none"]] = "none"
+    named: ClassVar[bool] = True
+    augments: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
@@ -142,8 +173,17 @@ class Task(ABC):
         """Pads encoded rows to the longest among them."""
 
     @abstractmethod
-    def metrics(self, outputs: Mapping[str, Array], encoded: Encoded) -> dict[str, float]:
-        """Measures `outputs` (`logits` and what else the graph returns, one entry a row) against the labels."""
+    def metrics(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Measures `outputs` against the labels.
+
+        Args:
+            outputs: What the graph returns: an entry a row, or, of outputs in `by_token`, an entry a token, rows end to
+                end as in `encoded.ragged`.
+            encoded: The rows.
+            settings: Of `calibrate`.
+        """
 
     @abstractmethod
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
@@ -152,3 +192,68 @@ class Task(ABC):
     @abstractmethod
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Adds to a PyTorch model's outputs what the exported graph adds to them."""
+
+    @property
+    def by_token(self) -> frozenset[str]:
+        """Outputs of the graph that have a value for each token."""
+        spec = self.graph(("input_ids",))
+        return frozenset(name for name in spec.outputs if spec.axes[name].get(1) == "length")
+
+    def read(self, output: Any) -> dict[str, Any]:
+        """The tensors of a PyTorch model's output that `postprocess` needs."""
+        return {"logits": output.logits}
+
+    def configure(self, config: Any, labels: Sequence[str]) -> None:
+        """Prepares the config of a pretrained model, in place, for a new head with these labels."""
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+
+    def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
+        """A label of the data as `encode` takes it: names are replaced by class numbers."""
+        return numbers[label]
+
+    def plain(self, text: Any) -> str:
+        """What a value of the column `text` says, as one string."""
+        return str(text)
+
+    def labelled(self, encoded: Encoded) -> bool:
+        """Some row has a label to compare with."""
+        return bool((encoded.flat["labels"] != NO_LABEL).any())
+
+    def calibrate(self, outputs: Mapping[str, Array], encoded: Encoded) -> dict[str, Any]:
+        """What is chosen on validation data and ships with the model, such as thresholds; plain values."""
+        return {}
+
+    def answers(self, outputs: Mapping[str, Array], encoded: Encoded) -> Array:
+        """What is chosen, one entry a scored item: two models agree where these are equal."""
+        return np.asarray(outputs["logits"].argmax(axis=-1))
+
+    def agreement(self, one: Mapping[str, Array], other: Mapping[str, Array], encoded: Encoded) -> float:
+        """Share of scored items on which both choose the same, in [0, 1]."""
+        return float((self.answers(one, encoded) == self.answers(other, encoded)).mean())
+
+    def told(self, outputs: Mapping[str, Array], encoded: Encoded) -> list[tuple[str, float]]:
+        """By row of the data: the answer in words, and its probability."""
+        chosen = outputs["probabilities"].argmax(axis=-1)
+        return [(encoded.names[number], float(row[number])) for number, row in zip(chosen, outputs["probabilities"], strict=True)]
+
+    def gold(self, encoded: Encoded) -> list[str | None]:
+        """By row of the data: the label in the words of `told`; None where there is none."""
+        return [None if number == NO_LABEL else encoded.names[number] for number in encoded.flat["labels"]]
+
+
+def softmax(logits: Array) -> Array:
+    """Over the last axis, in fp32."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def pad_columns(rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
+    """input_ids, attention_mask, [token_type_ids] (B, L) and example (B,) of encoded rows."""
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    longest = int(lengths.max())
+    batch = {name: padding.stack(rows, name, longest) for name in ("input_ids", "token_type_ids") if name in rows[0]}
+    batch["attention_mask"] = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    batch["example"] = np.array([row["example"] for row in rows], np.int64)
+    return batch

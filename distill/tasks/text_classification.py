@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from distill.tasks.base import NO_LABEL, Array, Batch, Encoded, GraphSpec, Padding, Task, pack
+from distill.tasks.base import NO_LABEL, Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns, softmax
 
 
 class TextClassification(Task):
@@ -18,6 +18,9 @@ class TextClassification(Task):
     metric: ClassVar[str] = "accuracy"
     preset: ClassVar[str] = "logits+hidden"
     suffixes: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
+    problems: ClassVar[tuple[str | None, ...]] = (None, "single_label_classification")
+    pairs: ClassVar[Literal["allowed", "required", "none"]] = "allowed"
+    augments: ClassVar[bool] = True
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids, cut to `max_length`; `labels` is -100 where a row has none."""
@@ -32,18 +35,14 @@ class TextClassification(Task):
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """input_ids, attention_mask, token_type_ids (B, L); labels, scored, example (B,)."""
-        lengths = np.array([len(row["input_ids"]) for row in rows])
-        longest = int(lengths.max())
-        batch = {
-            name: padding.stack(rows, name, longest) for name in ("input_ids", "token_type_ids") if name in rows[0]
-        }
-        batch["attention_mask"] = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        batch = pad_columns(rows, padding)
         batch["labels"] = np.array([row["labels"] for row in rows], np.int64)
         batch["scored"] = np.ones(len(rows), bool)
-        batch["example"] = np.array([row["example"] for row in rows], np.int64)
         return batch
 
-    def metrics(self, outputs: Mapping[str, Array], encoded: Encoded) -> dict[str, float]:
+    def metrics(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
         """Accuracy, and F1 averaged over the classes that occur, over labelled rows."""
         from sklearn.metrics import accuracy_score, f1_score
 
@@ -69,5 +68,4 @@ class TextClassification(Task):
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Logits in fp32 and their softmax."""
         logits = np.asarray(outputs["logits"], np.float32)
-        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return {"logits": logits, "probabilities": shifted / shifted.sum(axis=-1, keepdims=True)}
+        return {"logits": logits, "probabilities": softmax(logits)}

@@ -173,7 +173,7 @@ def test_threads_change_no_label(shared_bundle: Any) -> None:
 def test_a_bundle_is_small_enough_to_open_twice(tiny_bundle: Path) -> None:
     """Setting truncation on one must not reach the other."""
     first, second = Bundle.load(tiny_bundle), Bundle.load(tiny_bundle)
-    first._tokenizer.enable_truncation(4)
+    first.tokenizer.enable_truncation(4)
     assert len(second.encode(["where is my new card today"])[0]["input_ids"]) > 4
 
 
@@ -350,4 +350,5 @@ def test_answering_loads_numpy_onnxruntime_and_tokenizers_alone(tiny_bundle: Pat
     packages, ours = run(program, str(tiny_bundle)).splitlines()
     assert {"numpy", "onnxruntime", "tokenizers"} <= set(packages.split())
     assert not set(packages.split()) & set(HEAVY)
-    assert ours.split() == ["distill", "distill.errors", "distill.export", "distill.export.runtime"]
+    rest = [name for name in ours.split() if not name.startswith("distill.heads")]
+    assert rest == ["distill", "distill.errors", "distill.export", "distill.export.runtime"]

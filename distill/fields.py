@@ -1,0 +1,143 @@
+"""Kinds of columns: what a task's input and its label may be, what is wrong with a value, and how it is kept.
+
+A task names its kinds; a new kind enters `INPUTS` or `TARGETS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+Read = tuple[Any, str | None]
+"""A value and None, or None and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A kind of `data.text`.
+
+    Attributes:
+        feature: What the dataset keeps.
+        read: From the value of a row and the column's name.
+        content: What makes two rows the same.
+    """
+
+    feature: Any
+    read: Callable[[Any, str], Read]
+    content: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of `data.label`.
+
+    Attributes:
+        feature: What the dataset keeps.
+        read: From the value of a row, the column's name, and the names of a ClassLabel.
+        names: Label names in a value; None where labels are no names.
+        rename: A value with other names.
+        fits: What is wrong with a label beside its text and second text.
+    """
+
+    feature: Any
+    read: Callable[[Any, str, Sequence[str] | None], Read]
+    names: Callable[[Any], Sequence[str]] | None = None
+    rename: Callable[[Any, Mapping[str, str]], Any] = lambda value, new: value
+    fits: Callable[[Any, Any, Any], str | None] = lambda text, pair, value: None
+
+
+def _read_text(value: Any, column: str) -> Read:
+    if isinstance(value, str):
+        return (value, None) if value.strip() else (None, f"{column!r} is empty")
+    if missing(value):
+        return None, f"{column!r} is missing"
+    return None, f"{column!r} is {type(value).__name__}, not text; it holds {value!r:.40}"
+
+
+def _read_words(value: Any, column: str) -> Read:
+    """A list of words, as JSON in a CSV, or a text that is cut at white space."""
+    value = _from_json(value)
+    if isinstance(value, str):
+        value = value.split()
+    if missing(value):
+        return None, f"{column!r} is missing"
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        return None, f"{column!r} is {type(value).__name__}, not a list of words; it holds {value!r:.40}"
+    if not value:
+        return None, f"{column!r} is empty"
+    blank = next((number for number, word in enumerate(value, 1) if not word.strip()), None)
+    return (None, f"word {blank} of {column!r} is empty") if blank else (list(value), None)
+
+
+def read_class(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    """The label as a name, or what is wrong with it."""
+    name: str | None = None
+    if missing(value) or (isinstance(value, str) and value.strip().casefold() in ("", "nan")):
+        return None, f"{column!r} is missing"
+    if isinstance(value, str):
+        name = value.strip()
+    elif isinstance(value, (list, tuple, dict)):
+        pass
+    elif class_names is not None:
+        name = class_names[value] if 0 <= value < len(class_names) else None
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        name = str(value if isinstance(value, bool) else int(value))
+    if name is None:
+        return None, f"{column!r} is {type(value).__name__}, not the name or number of a class; it holds {value!r:.40}"
+    return name, None
+
+
+def _read_tags(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    value = _from_json(value)
+    if isinstance(value, str):
+        value = value.split()
+    if missing(value):
+        return None, f"{column!r} is missing"
+    if not isinstance(value, (list, tuple)):
+        return None, f"{column!r} is {type(value).__name__}, not a list of one tag a word; it holds {value!r:.40}"
+    tags = []
+    for number, one in enumerate(value, 1):
+        name, problem = read_class(one, f"tag {number} of {column}", class_names)
+        if problem is not None:
+            return None, problem
+        tags.append(name)
+    return tags, None
+
+
+def _as_many(text: Any, pair: Any, tags: Any) -> str | None:
+    return None if len(text) == len(tags) else f"{len(tags)} tags for {len(text)} words"
+
+
+def _from_json(value: Any) -> Any:
+    """What a CSV holds of a list or a mapping."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def missing(value: Any) -> bool:
+    """None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+_TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
+
+INPUTS: dict[str, Input] = {
+    "text": Input(_TEXT, _read_text, str),
+    "words": Input(_TEXTS, _read_words, " ".join),
+}
+"""By the name that `Task.inputs` gives."""
+
+TARGETS: dict[str, Target] = {
+    "class": Target(_TEXT, read_class, lambda name: (name,), lambda name, new: new.get(name, name)),
+    "tags": Target(_TEXTS, _read_tags, list, lambda tags, new: [new.get(tag, tag) for tag in tags], _as_many),
+}
+"""By the name that `Task.target` gives."""

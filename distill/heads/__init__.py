@@ -1,0 +1,30 @@
+"""From a graph's outputs to what an app wants, one file a task. NumPy alone: the base install runs it.
+
+A new task enters `HEADS` with the head that reads its graph.
+"""
+
+from __future__ import annotations
+
+from distill.heads.base import Asked, Head, Prediction, Text, Window
+from distill.heads.classification import Classifier, Label
+from distill.heads.tagging import Entity, Tagger, Tagging
+
+HEADS: dict[str, Head] = {
+    "text-classification": Classifier(),
+    "token-classification": Tagger(),
+}
+"""By task."""
+
+__all__ = [
+    "HEADS",
+    "Asked",
+    "Classifier",
+    "Entity",
+    "Head",
+    "Label",
+    "Prediction",
+    "Tagger",
+    "Tagging",
+    "Text",
+    "Window",
+]

@@ -1,0 +1,123 @@
+"""What a head is: it cuts a text into what the graph reads at once, and makes one answer of what the graph said."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from distill.errors import DataError
+
+Array = np.ndarray
+Text = Any
+"""A text, a pair of them (a tuple), or a text cut into words (a list), as the task takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the graph reads at once: a whole text or, where that is too long, a part of it.
+
+    Attributes:
+        ids: Token ids, special tokens included.
+        types: Token types.
+        offsets: (begin, end) of each token in characters of its text.
+        words: Number of the word of each token, None for special tokens.
+        sequences: 0 for tokens of the first text, 1 for the second, None for special tokens.
+    """
+
+    ids: Sequence[int]
+    types: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+    words: Sequence[int | None]
+    sequences: Sequence[int | None]
+
+
+class Prediction(Protocol):
+    """What an app gets for a text."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+
+    def summary(self) -> str:
+        """The same as a line without line breaks, parts between tabs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One text with all that its answer is made of.
+
+    Attributes:
+        text: As it was given.
+        windows: Its parts; one where it is short enough.
+        outputs: By window, what the graph said of it without padding: (L, ...) for a value a token.
+    """
+
+    text: Text
+    windows: Sequence[Window]
+    outputs: Sequence[Mapping[str, Array]]
+
+
+class Head(ABC):
+    """How one task's bundles are asked and read. It holds no state.
+
+    Attributes:
+        proof: Name under which golden vectors keep what `prove` gives.
+        stride: Share of a window that the next one repeats; 0 cuts a long text.
+    """
+
+    proof: ClassVar[str] = "probabilities"
+    stride: ClassVar[float] = 0.0
+
+    def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
+        """The windows of each text. `tokenizer` (of tokenizers) cuts at the bundle's maximum length.
+
+        Raises:
+            DataError: One of them is neither a string nor a pair of strings.
+        """
+        return [[window(one) for one in (found, *self._rest(found))] for found in encode_texts(tokenizer, texts)]
+
+    def _rest(self, encoding: Any) -> Sequence[Any]:
+        return encoding.overflowing if self.stride else ()
+
+    @abstractmethod
+    def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Prediction:
+        """The answer to one text.
+
+        Args:
+            asked: The text and what the graph said.
+            labels: Names by class number.
+            settings: Of the bundle, such as thresholds.
+        """
+
+    def prove(self, outputs: Mapping[str, Array]) -> Array:
+        """The numbers of one window that are kept as a proof and compared later, at the scale of probabilities."""
+        return outputs[self.proof]
+
+
+def window(encoding: Any) -> Window:
+    """What `tokenizers` found, kept."""
+    return Window(encoding.ids, encoding.type_ids, encoding.offsets, encoding.word_ids, encoding.sequence_ids)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
+    """Encodings of strings and pairs of strings; halves of surrogate pairs become U+FFFD.
+
+    Raises:
+        DataError: One of them is neither a string nor a pair of strings.
+    """
+    try:
+        return tokenizer.encode_batch(list(texts))  # type: ignore[no-any-return]
+    except (TypeError, UnicodeEncodeError):  # something that is no text, or half a surrogate pair
+        return tokenizer.encode_batch([clean(text, row) for row, text in enumerate(texts)])  # type: ignore[no-any-return]
+
+
+def clean(text: Any, row: int) -> str | tuple[str, str]:
+    """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
+    if isinstance(text, str):
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        return str(clean(text[0], row)), str(clean(text[1], row))
+    raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings.")
