@@ -99,9 +99,7 @@ def load_splits(
     sides = {role: usable_rows(table, columns, report) for role, table in tables.items()}
     names, sides = name_labels(sides, tables["train"].label_names.get(label), labels, columns.skip, report)
     _report_conflicts(sides["train"], report)
-    free = Rows(
-        "unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target
-    )
+    free = Rows("unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target)
     for source in unlabelled:
         free.extend(usable_rows(read_table(source, "unlabelled"), columns, report, labelled=False))
     sides["unlabelled"] = free

@@ -79,10 +79,12 @@ class Evaluation:
         metrics: The task's measures, in [0, 1].
         outputs: Every output of the graph in the order of the rows: an entry a row or, where the graph has a value for
             each token, an entry a token.
+        encoded: The rows, as this model reads them.
     """
 
     metrics: dict[str, float]
     outputs: dict[str, Array]
+    encoded: Encoded
 
 
 def predict_rows(
@@ -148,17 +150,22 @@ def evaluate(
     if not task.labelled(encoded):
         raise DataError("no row has a label to compare with", where="evaluation", fix="Give labelled validation data.")
     outputs = predict_rows(predictor, encoded, task, padding, batch_size=batch_size, progress=progress, name=name)
-    return Evaluation(task.metrics(outputs, encoded, settings), outputs)
+    return Evaluation(task.metrics(outputs, encoded, settings), outputs, encoded)
+
+
+def agreement(one: Evaluation, other: Evaluation, task: Task) -> float:
+    """Share of scored items on which both choose the same, in [0, 1]."""
+    return task.agreement(task.answers(one.outputs, one.encoded), task.answers(other.outputs, other.encoded))
 
 
 def disagreements(
-    teacher: Evaluation, student: Evaluation, texts: list[str], encoded: Encoded, task: Task, *, most: int = 20
+    teacher: Evaluation, student: Evaluation, texts: list[str], task: Task, *, most: int = 20
 ) -> list[dict[str, Any]]:
     """Rows on which the two say different things, the surest disagreements first."""
-    theirs, ours = task.told(teacher.outputs, encoded), task.told(student.outputs, encoded)
+    theirs, ours = (task.told(one.outputs, one.encoded) for one in (teacher, student))
     rows = [row for row, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one[0] != other[0]]
     rows.sort(key=lambda row: -(theirs[row][1] + ours[row][1]))
-    gold = task.gold(encoded)
+    gold = task.gold(student.encoded)
     return [
         {
             "text": texts[row],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate
+from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
@@ -17,7 +17,7 @@ from distill.objectives.presets import preset_terms
 from distill.recipe import TrainingRecipe
 from distill.run import Run
 from distill.student import TABLE_COLUMNS
-from distill.tasks import Encoded
+from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training import fit
 
@@ -73,7 +73,7 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     wanted = run.recipe.teacher.finetune.model_dump()
     settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, "freeze_embeddings": False})
     encoded = run.encode(start, run.splits.train)
-    return _fit(run, start, hard_labels(start), None, encoded, settings, "finetune", final)
+    return _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
 
 
 def label(run: Run) -> dict[str, Any]:
@@ -131,17 +131,17 @@ def baseline(run: Run) -> dict[str, Any]:
         settings = run.recipe.training
         more = len(run.transfer) / len(labelled)
         settings = settings.model_copy(update={"epochs": settings.epochs * more})
-        curve = _fit(run, checkpoint, hard_labels(checkpoint), None, labelled, settings, "baseline", final)
+        curve = _fit(run, checkpoint, hard_labels(checkpoint, run.task), None, labelled, settings, "baseline", final)
         return {"curve": curve}
 
     inputs = {**run.train_inputs(None), "objective": "hard labels"}
     return run.ledger.once("baseline", inputs, work, scratch=run.work / "baseline", makes=[final])
 
 
-def hard_labels(checkpoint: Checkpoint) -> Objective:
-    """Cross-entropy with the gold labels."""
+def hard_labels(checkpoint: Checkpoint, task: Task) -> Objective:
+    """The task's loss with the gold labels."""
     shape = describe(checkpoint.model)
-    return build_objective(preset_terms("none"), shape, shape)
+    return build_objective(preset_terms(task.hard), shape, shape)
 
 
 NAMES = {"finetune": "Fine-tuning the teacher", "train": "Training the student", "baseline": "Training the baseline"}
@@ -189,11 +189,22 @@ def _fit(
     return curve
 
 
-def _measure(run: Run, checkpoint: Checkpoint, rows: Any, name: str) -> Evaluation:
+def _measure(
+    run: Run, checkpoint: Checkpoint, rows: Any, name: str, settings: dict[str, Any] | None = None
+) -> Evaluation:
     """Measures a PyTorch model in fp32."""
     predictor = TorchPredictor(checkpoint.model, run.task)
-    encoded = run.encode(checkpoint, rows)
-    return evaluate(predictor, encoded, run.task, checkpoint.padding, progress=run.progress, name=name)
+    encoded, padding = run.encode(checkpoint, rows), checkpoint.padding
+    return evaluate(predictor, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
+
+
+def calibrated(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the task chooses on validation data for this model, such as thresholds; empty for most tasks."""
+    if not run.task.calibrates:
+        return {}
+    encoded = run.encode(checkpoint, run.splits.validation)
+    outputs = predict_rows(TorchPredictor(checkpoint.model, run.task), encoded, run.task, checkpoint.padding)
+    return run.task.calibrate(outputs, encoded)
 
 
 def _say_labels(run: Run) -> None:
@@ -215,16 +226,17 @@ def measure(run: Run) -> dict[str, Any]:
         models: dict[str, Any] = {}
         for role, source in roles.items():
             checkpoint = run.teacher if role == "teacher" else load_checkpoint(source, run.task)
-            said[role] = _measure(run, checkpoint, run.splits.test, f"Measuring the {role}")
+            settings = calibrated(run, checkpoint)
+            said[role] = _measure(run, checkpoint, run.splits.test, f"Measuring the {role}", settings)
             parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-            models[role] = {"parameters": parameters, "bytes": 4 * parameters}
+            models[role] = {"parameters": parameters, "bytes": 4 * parameters, "settings": settings}
         metric = run.task.metric
         reference = said["teacher"].metrics[metric]
         for role, evaluation in said.items():
             models[role] |= {
                 "metrics": evaluation.metrics,
                 "retention": evaluation.metrics[metric] / reference if reference else None,
-                "agreement": agreement(said["teacher"], evaluation),
+                "agreement": agreement(said["teacher"], evaluation, run.task),
             }
         np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
         lines = [

@@ -18,7 +18,7 @@ from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
-from distill.errors import ObjectiveError
+from distill.errors import ObjectiveError, RecipeError
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -92,10 +92,18 @@ class Run:
     def task(self) -> Task:
         """The recipe's task, or the one the teacher's architecture is made for."""
         if self.recipe.task != "auto":
-            return TASKS[self.recipe.task]
-        if self.start:
-            return TASKS["text-classification"]
-        return find_task("auto", load_config(self.source, self.revision).architectures or [], where=self.source)
+            task, reason = TASKS[self.recipe.task], "asked for by the recipe"
+        elif self.start:
+            task, reason = TASKS["text-classification"], "what `teacher.start` is fine-tuned for where no task is named"
+        else:
+            config = load_config(self.source, self.revision)
+            made = list(config.architectures or [])
+            problem = "regression" if config.num_labels == 1 and not config.problem_type else config.problem_type
+            task = find_task("auto", made, problem=problem, where=self.source)
+            reason = f"the teacher is a {', '.join(made)}" + (f" for {problem}" if problem else "")
+        self.progress.say(f"task: {task.name} ({reason})")
+        check_columns(task, self.recipe)
+        return task
 
     @cached_property
     def splits(self) -> Splits:
@@ -112,6 +120,8 @@ class Run:
             labels=data.labels or None,
             validation_fraction=data.validation_fraction,
             on_bad_row=data.on_bad_row,
+            inputs=self.task.inputs,
+            target=self.task.target,
         )
         for line in splits.report:
             self.progress.say(line)
@@ -134,6 +144,8 @@ class Run:
         check_length(checkpoint, recipe.data.max_length)
         if self.card and len(self.card.labels) == len(checkpoint.labels):
             checkpoint.labels = list(self.card.labels)
+        if not self.task.named:
+            return checkpoint
         names = recipe.data.labels or self.splits.labels
         ordered = bool(recipe.data.labels)
         label_map = recipe.teacher.label_map
@@ -169,10 +181,7 @@ class Run:
 
     def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
-        number = {name: index for index, name in enumerate(checkpoint.labels)}
-        columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
-        columns["label"] = [None if label is None else number[label] for label in rows["label"]]
-        return self.task.encode(columns, checkpoint.tokenizer, self.recipe.data.max_length)
+        return encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
 
     @cached_property
     def free_text(self) -> datasets.Dataset:
@@ -215,13 +224,13 @@ class Run:
         wanted = self.recipe.student.vocabulary
         if wanted == "full":
             return None
-        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows)]
+        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows, self.task)]
         counts = count_pieces(texts, self.teacher.tokenizer, progress=self.progress)
         trimmed = trim_vocabulary(self.teacher.tokenizer, counts, keep=wanted)
         width = self.teacher.model.get_input_embeddings().weight.shape[1]
         columns = ["", "pieces", "fp32 bytes", "int8 bytes"]
         self.progress.table("Vocabulary", columns, trimmed.rows(self.recipe.student.hidden_size or width))
-        seen = measure_coverage(self.teacher.tokenizer, trimmed, _all_texts(self.splits.validation))
+        seen = measure_coverage(self.teacher.tokenizer, trimmed, _all_texts(self.splits.validation, self.task))
         self.progress.say(
             f"on validation text {seen.identical:,} of {seen.texts:,} texts are split as before, "
             f"{seen.unknown_after - seen.unknown_before:,} more unknown tokens"
@@ -276,7 +285,8 @@ class Run:
         )
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
-        by_token = sorted(objective.teacher_taps - {"logits"})
+        by_row = set() if "logits" in self.task.by_token else {"logits"}
+        by_token = sorted(objective.teacher_taps - by_row)
         if by_token and not same_tokens:
             raise ObjectiveError(
                 f"it reads {', '.join(by_token)} token by token, and a student of {self.recipe.student.vocabulary} "
@@ -291,7 +301,7 @@ class Run:
         """Whether the student splits every text of the transfer set as its teacher does."""
         if self.trimmed is None or self.recipe.student.vocabulary == "used":
             return True
-        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows)]
+        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows, self.task)]
         seen = measure_coverage(self.teacher.tokenizer, self.trimmed, texts)
         return seen.identical == seen.texts
 
@@ -316,9 +326,9 @@ class Run:
 
     def text_of(self, example: int) -> str:
         """The text of a row of the transfer set, for errors."""
-        known = len(self.splits.train)
-        rows, row = (self.splits.train, example) if example < known else (self.free_text, example - known)
-        return str(rows[row]["text"])
+        known, source = len(self.splits.train), int(self.transfer.sources[example])
+        rows, row = (self.splits.train, source) if source < known else (self.free_text, source - known)
+        return self.task.plain(rows[row]["text"])
 
     def train_inputs(self, objective: Objective | None) -> dict[str, Any]:
         """Everything the trained student depends on."""
@@ -353,14 +363,40 @@ class Run:
         )
 
 
-def _all_texts(rows: Any) -> Iterator[str]:
-    for name in ("text", "text_pair"):
-        if name in rows.column_names:
-            yield from rows[name]
+def check_columns(task: Task, recipe: Recipe) -> None:
+    """Refuses settings that the task cannot follow.
+
+    Raises:
+        RecipeError: Naming every one.
+    """
+    problems = []
+    if task.pairs == "required" and not recipe.data.text_pair:
+        problems.append(f"`data.text_pair` must name a column for {task.name}; got ''")
+    if task.pairs == "none" and recipe.data.text_pair:
+        problems.append(f"`data.text_pair` must be empty for {task.name}; got {recipe.data.text_pair!r}")
+    if recipe.data.augment.copies and not task.augments:
+        problems.append(f"`data.augment.copies` must be 0 for {task.name}: new texts have no place for its labels")
+    if problems:
+        raise RecipeError(problems, where="recipe")
 
 
-def texts_of(rows: Any) -> list[str]:
+def encode_rows(task: Task, rows: Any, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:
+    """Token ids and class numbers of rows as `load_splits` gives them."""
+    number = {name: index for index, name in enumerate(labels)}
+    columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
+    columns["label"] = [None if label is None else task.number(label, number) for label in rows["label"]]
+    return replace(task.encode(columns, tokenizer, max_length), names=tuple(labels))
+
+
+def _all_texts(rows: Any, task: Task) -> Iterator[str]:
+    yield from map(task.plain, rows["text"])
+    if "text_pair" in rows.column_names:
+        yield from rows["text_pair"]
+
+
+def texts_of(rows: Any, task: Task) -> list[str]:
     """One string a row; a pair is shown with a bar between."""
+    texts = [task.plain(text) for text in rows["text"]]
     if "text_pair" not in rows.column_names:
-        return list(rows["text"])
-    return [f"{one} | {other}" for one, other in zip(rows["text"], rows["text_pair"], strict=True)]
+        return texts
+    return [f"{one} | {other}" for one, other in zip(texts, rows["text_pair"], strict=True)]

@@ -25,15 +25,16 @@ from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
 from distill.export.quantize import Target
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import Verification, verify_bundle
+from distill.fields import INPUTS, TARGETS
 from distill.files import write_json
 from distill.machine import describe_machine
 from distill.recipe import Recipe
 from distill.report import write_report
 from distill.rows import Columns, name_labels, usable_rows
-from distill.run import Run, texts_of
+from distill.run import Run, encode_rows, texts_of
 from distill.tables import read_table
-from distill.tasks import Batch, Encoded, Padding, Task
-from distill.teacher import Checkpoint, load_checkpoint
+from distill.tasks import TASKS, Batch, Encoded, Padding, Task
+from distill.teacher import Checkpoint, load_checkpoint, load_tokenizer, padding_of
 
 LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
 
@@ -77,8 +78,16 @@ def _target(run: Run) -> Target:
     return machine_target() if run.recipe.export.target == "auto" else run.recipe.export.target
 
 
-def _metadata(run: Run) -> dict[str, str]:
+def _settings(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was chosen for this model on validation data."""
+    models = (run.ledger.facts("evaluate") or {})["models"]
+    return dict(models["teacher" if checkpoint is run.teacher else "student"]["settings"])
+
+
+def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
+    settings = _settings(run, checkpoint)
     return {
+        **({"distill.settings": json.dumps(settings)} if settings else {}),
         "distill.format": "1",
         "distill.task": run.task.name,
         "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
@@ -96,7 +105,7 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tup
     if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
         inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
-        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run), passes=passes)
+        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run, checkpoint), passes=passes)
     reference = TorchPredictor(checkpoint.model, run.task)
     return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
 
@@ -111,15 +120,17 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
     train = run.splits.train
     sample = run.encode(checkpoint, train.select(range(min(len(train), 4096))))
 
+    chosen = _settings(run, checkpoint)
+
     def measure(file: Path) -> float:
-        return evaluate(OnnxModel(file), encoded, task, padding).metrics[task.metric]
+        return evaluate(OnnxModel(file), encoded, task, padding, settings=chosen).metrics[task.metric]
 
     settings: dict[str, Any] = {
         "measure": measure,
         "max_drop": export.max_drop,
         "batches": spread(task, sample, padding, rows=256),
         "target": _target(run),
-        "metadata": _metadata(run),
+        "metadata": _metadata(run, checkpoint),
         "progress": run.progress,
     }
     if export.target != "auto":
@@ -162,13 +173,14 @@ def _check(
     task, padding = run.task, checkpoint.padding
     report = check_parity(one, other, sample_batches(task, encoded, padding), step=step, tolerance=tolerance)
     name = f"Checking the {step}"
-    after = evaluate(other, encoded, task, padding, progress=run.progress, name=name)
-    before = evaluate(one, encoded, task, padding)
+    settings = _settings(run, checkpoint)
+    after = evaluate(other, encoded, task, padding, settings=settings, progress=run.progress, name=name)
+    before = evaluate(one, encoded, task, padding, settings=settings)
     return {
         **report.as_dict(),
         "metric": after.metrics[task.metric],
         "metric_before": before.metrics[task.metric],
-        "agreement": agreement(before, after),
+        "agreement": agreement(before, after, task),
     }
 
 
@@ -235,7 +247,8 @@ def _without_rows(facts: dict[str, Any]) -> dict[str, Any]:
 def _golden(run: Run) -> list[Any]:
     """Texts of the validation data, evenly spread over the lengths."""
     rows = run.splits.validation
-    order = np.argsort(run.encode(run.teacher, rows).lengths, kind="stable")
+    encoded = run.encode(run.teacher, rows)
+    order = encoded.sources[np.argsort(encoded.lengths, kind="stable")]
     wanted = min(run.recipe.export.golden, len(order))
     picks = sorted({int(row) for row in order[np.linspace(0, len(order) - 1, wanted).astype(int)]})
     if "text_pair" in rows.column_names:
@@ -247,8 +260,9 @@ def _models(run: Run) -> dict[str, Any]:
     """Measures on the test data of the PyTorch models, joined by the ONNX files'."""
     models = dict((run.ledger.facts("evaluate") or {})["models"])
     student = load_checkpoint(str(run.folder / "student"), run.task)
-    teacher = Evaluation(models["teacher"]["metrics"], dict(np.load(run.work / "teacher_test.npz")))
     metric, rows = run.task.metric, run.splits.test
+    outputs = dict(np.load(run.work / "teacher_test.npz"))
+    teacher = Evaluation(models["teacher"]["metrics"], outputs, run.encode(run.teacher, rows))
     for role, (file, checkpoint) in {
         "teacher-onnx": ("teacher", run.teacher),
         "student-onnx": ("student", student),
@@ -256,15 +270,17 @@ def _models(run: Run) -> dict[str, Any]:
     }.items():
         path = run.work / "onnx" / f"{file}.onnx"
         encoded, name = run.encode(checkpoint, rows), f"Measuring {path.name}"
-        found = evaluate(OnnxModel(path), encoded, run.task, checkpoint.padding, progress=run.progress, name=name)
+        settings, padding = models[role.split("-")[0]]["settings"], checkpoint.padding
+        model = OnnxModel(path)
+        found = evaluate(model, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
         models[role] = {
             "metrics": found.metrics,
             "retention": found.metrics[metric] / teacher.metrics[metric] if teacher.metrics[metric] else None,
-            "agreement": agreement(teacher, found),
+            "agreement": agreement(teacher, found, run.task),
             "bytes": path.stat().st_size,
             "parameters": models[role.split("-")[0]]["parameters"],
         }
-    models["student-int8"]["disagreements"] = disagreements(teacher, found, texts_of(rows), encoded, run.teacher.labels)
+    models["student-int8"]["disagreements"] = disagreements(teacher, found, texts_of(rows, run.task), run.task)
     return models
 
 
@@ -385,17 +401,20 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
         DataError: The data cannot be read, or holds a label that the bundle has not.
     """
     bundle = Bundle.load(folder)
+    task = TASKS[bundle.task]
     columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
-    pair, keep_bad = columns.text_pair or None, columns.on_bad_row
+    kinds = INPUTS[task.inputs], TARGETS[task.target]
+    named = Columns(columns.text, columns.text_pair or None, columns.label, columns.on_bad_row == "skip", *kinds)
     report: list[str] = []
-    table, named = read_table(source, "test"), Columns(columns.text, pair, columns.label, keep_bad == "skip")
+    table = read_table(source, "test")
     sides = {"train": usable_rows(table, named, report)}
     _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
-    rows = sides["train"]
-    texts: list[Any] = rows.texts if rows.pairs is None else list(zip(rows.texts, rows.pairs, strict=True))
-    said = [prediction.label for prediction in bundle.stream(texts)]
-    right = sum(one == other for one, other in zip(said, rows.labels, strict=True)) / len(texts)
-    verdict.facts["accuracy"] = right
-    verdict.facts["rows"] = len(texts)
-    verdict.checks["data"] = (True, f"accuracy {right:.4f} on {len(texts):,} rows of {source}")
+    tokenizer = load_tokenizer(str(folder))
+    encoded = encode_rows(task, sides["train"].dataset(), tokenizer, bundle.max_length, bundle.labels)
+    padding = padding_of(tokenizer)
+    found = evaluate(bundle.model, encoded, task, padding, batch_size=1, settings=bundle.settings)
+    right, rows = found.metrics[task.metric], len(sides["train"].texts)
+    verdict.facts[task.metric] = right
+    verdict.facts["rows"] = rows
+    verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {rows:,} rows of {source}")
     return verdict

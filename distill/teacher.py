@@ -47,12 +47,7 @@ class Checkpoint:
     @property
     def padding(self) -> Padding:
         """What fills short rows of a batch."""
-        return Padding(
-            {
-                "input_ids": int(self.tokenizer.pad_token_id),
-                "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
-            }
-        )
+        return padding_of(self.tokenizer)
 
     def weights_hash(self) -> str:
         """sha256 over names, shapes, dtypes and bytes of all weights."""
@@ -66,6 +61,12 @@ class Checkpoint:
         """Writes model and tokenizer as transformers' own loaders read them."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def padding_of(tokenizer: Any) -> Padding:
+    """What fills short rows of a batch, by a tokenizer of transformers."""
+    kinds = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
+    return Padding({"input_ids": int(tokenizer.pad_token_id), "token_type_ids": kinds})
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -110,9 +111,7 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
     auto_class = getattr(transformers, task.auto_class)
     options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
     if labels is not None:
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
+        task.configure(config, labels)
     try:
         model, info = auto_class.from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options

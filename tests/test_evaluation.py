@@ -1,5 +1,7 @@
 """One code path measures everything: order, agreement, disagreement, and refusing what is not finite."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,13 +48,13 @@ def test_rows_of_like_length_share_a_batch_and_come_back_in_order():
 
 
 def test_metrics_agreement_and_disagreements_by_hand():
-    encoded = rows_of([1, 1, 1, 1], [0, 1, 1, -100])
+    encoded = replace(rows_of([1, 1, 1, 1], [0, 1, 1, -100]), names=["no", "yes"])
     teacher = evaluate(Says([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]]), encoded, TASK, Padding())
     student = evaluate(Says([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9], [0.45, 0.55]]), encoded, TASK, Padding())
     assert teacher.metrics["accuracy"] == pytest.approx(2 / 3)
     assert student.metrics["accuracy"] == 1.0
-    assert agreement(teacher, student) == 0.5
-    found = disagreements(teacher, student, ["a", "b", "c", "d"], encoded, ["no", "yes"])
+    assert agreement(teacher, student, TASK) == 0.5
+    found = disagreements(teacher, student, ["a", "b", "c", "d"], TASK)
     assert [(row["text"], row["label"], row["teacher"], row["student"]) for row in found] == [
         ("c", "yes", "no", "yes"),  # 0.6 + 0.9 sure: before d with 0.7 + 0.55
         ("d", None, "no", "yes"),

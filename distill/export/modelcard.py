@@ -8,7 +8,10 @@ from typing import Any
 
 from distill.export.clients import Facts, as_json, usage
 
-PIPELINES = {"text-classification": "text-classification"}
+PIPELINES = {
+    "text-classification": "text-classification",
+    "token-classification": "token-classification",
+}
 """Task to the hub's `pipeline_tag`."""
 
 ROLES = {

@@ -109,9 +109,9 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
         DataError: One of them is neither a string nor a pair of strings.
     """
     try:
-        return tokenizer.encode_batch(list(texts))  # type: ignore[no-any-return]
+        return tokenizer.encode_batch(list(texts))
     except (TypeError, UnicodeEncodeError):  # something that is no text, or half a surrogate pair
-        return tokenizer.encode_batch([clean(text, row) for row, text in enumerate(texts)])  # type: ignore[no-any-return]
+        return tokenizer.encode_batch([clean(text, row) for row, text in enumerate(texts)])
 
 
 def clean(text: Any, row: int) -> str | tuple[str, str]:

@@ -98,9 +98,7 @@ class Tagger(Head):
         return Tagging(entities(text, spans, tags, sure), tags)
 
 
-def entities(
-    text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float]
-) -> list[Entity]:
+def entities(text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float]) -> list[Entity]:
     """Joins words: `B-` begins an entity, `I-` or no prefix goes on with one of the same kind.
 
     Args:

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from distill.errors import TeacherError
 from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
 from distill.tasks.text_classification import TextClassification
+from distill.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(),)}
+TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(), TokenClassification())}
 
 __all__ = ["TASKS", "Batch", "Encoded", "GraphSpec", "Padding", "Task", "concatenate", "find_task"]
 
 
-def find_task(name: str, architectures: Sequence[str] = (), *, where: str = "teacher") -> Task:
+def find_task(
+    name: str, architectures: Sequence[str] = (), *, problem: str | None = None, where: str = "teacher"
+) -> Task:
     """The task called `name`, or for `auto` the one that the checkpoint's architecture is made for.
 
     Args:
         name: A key of `TASKS` or `auto`.
         architectures: `config.architectures` of the teacher.
+        problem: Its `config.problem_type`.
         where: What the error names when nothing fits.
 
     Raises:
@@ -27,10 +31,10 @@ def find_task(name: str, architectures: Sequence[str] = (), *, where: str = "tea
     if name != "auto":
         return TASKS[name]
     for task in TASKS.values():
-        if any(architecture.endswith(task.suffixes) for architecture in architectures):
+        if problem in task.problems and any(name.endswith(task.suffixes) for name in architectures):
             return task
     raise TeacherError(
-        f"its architecture {list(architectures)!r} belongs to no known task",
+        f"its architecture {list(architectures)!r}{f' for {problem}' if problem else ''} belongs to no known task",
         where=where,
         fix=f"Tasks known here: {', '.join(TASKS)}. Fine-tune it for one first, with `teacher.start`.",
     )

@@ -221,22 +221,30 @@ class Task(ABC):
         """Some row has a label to compare with."""
         return bool((encoded.flat["labels"] != NO_LABEL).any())
 
+    @property
+    def calibrates(self) -> bool:
+        """Something is chosen on validation data."""
+        return type(self).calibrate is not Task.calibrate
+
     def calibrate(self, outputs: Mapping[str, Array], encoded: Encoded) -> dict[str, Any]:
         """What is chosen on validation data and ships with the model, such as thresholds; plain values."""
         return {}
 
     def answers(self, outputs: Mapping[str, Array], encoded: Encoded) -> Array:
-        """What is chosen, one entry a scored item: two models agree where these are equal."""
+        """What is chosen, one entry a scored item in the order of the data: models agree where these are equal."""
         return np.asarray(outputs["logits"].argmax(axis=-1))
 
-    def agreement(self, one: Mapping[str, Array], other: Mapping[str, Array], encoded: Encoded) -> float:
-        """Share of scored items on which both choose the same, in [0, 1]."""
-        return float((self.answers(one, encoded) == self.answers(other, encoded)).mean())
+    def agreement(self, one: Array, other: Array) -> float:
+        """Share of the `answers` that are the same, in [0, 1]."""
+        return float((one == other).mean())
 
     def told(self, outputs: Mapping[str, Array], encoded: Encoded) -> list[tuple[str, float]]:
         """By row of the data: the answer in words, and its probability."""
         chosen = outputs["probabilities"].argmax(axis=-1)
-        return [(encoded.names[number], float(row[number])) for number, row in zip(chosen, outputs["probabilities"], strict=True)]
+        return [
+            (encoded.names[number], float(row[number]))
+            for number, row in zip(chosen, outputs["probabilities"], strict=True)
+        ]
 
     def gold(self, encoded: Encoded) -> list[str | None]:
         """By row of the data: the label in the words of `told`; None where there is none."""
