@@ -281,7 +281,13 @@ class Run:
         recipe = self.recipe.objective
         same_tokens = self.same_tokens
         terms, reason = resolve_terms(
-            recipe, self.task.preset, student, teacher, examples=len(self.transfer), same_tokens=same_tokens
+            recipe,
+            self.task.preset,
+            student,
+            teacher,
+            examples=len(self.transfer),
+            labelled=any(label is not None for label in self.splits.train["label"]),
+            same_tokens=same_tokens,
         )
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)

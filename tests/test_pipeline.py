@@ -256,7 +256,7 @@ def test_a_vocabulary_below_what_the_texts_use_learns_from_logits(tmp_path, inte
         training={"baseline": False},
     )
     result = run_stages(recipe, until="evaluate")
-    assert result.facts["train"]["reason"].startswith("logits: the student's vocabulary")
+    assert result.facts["train"]["reason"].startswith("labels+logits: the student's vocabulary")
     assert result.facts["evaluate"]["models"]["student"]["metrics"]["accuracy"] > 0.9
     recipe.objective.preset = "logits+hidden"
     with pytest.raises(ObjectiveError, match=r"reads hidden\.0, hidden\.1 token by token.*vocabulary = \"used\""):

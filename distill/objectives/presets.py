@@ -28,18 +28,25 @@ def _stage(begin: float, until: float, weight: float = 1.0) -> dict[str, Any]:
 
 
 _SOFT: dict[str, Any] = {"loss": "soft_labels", "temperature": 4.0}
+_LABELS: dict[str, Any] = {"loss": "hard_labels"}
+
+_HIDDEN: dict[str, Any] = {"loss": "hidden_mse", "layers": "inherited"}
+_RELATIONS: tuple[dict[str, Any], ...] = tuple(
+    {"loss": f"{kind}_relation", "weight": 1 / 3, "layers": "final"} for kind in ("query", "key", "value")
+)
 
 PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     # What a student reaches without a teacher.
-    "none": ({"loss": "hard_labels"},),
+    "none": (_LABELS,),
     "logits": (_SOFT,),
     # Projected where the student is narrower.
-    "logits+hidden": (_SOFT, {"loss": "hidden_mse", "layers": "inherited"}),
+    "logits+hidden": (_SOFT, _HIDDEN),
     # MiniLMv2's relations beside the logits: for a narrower student, since they need no projection.
-    "logits+relations": (
-        _SOFT,
-        *({"loss": f"{kind}_relation", "weight": 1 / 3, "layers": "final"} for kind in ("query", "key", "value")),
-    ),
+    "logits+relations": (_SOFT, *_RELATIONS),
+    # The same beside the gold labels, where there are any.
+    "labels+logits": (_LABELS, _SOFT),
+    "labels+logits+hidden": (_LABELS, _SOFT, _HIDDEN),
+    "labels+logits+relations": (_LABELS, _SOFT, *_RELATIONS),
     # TextBrewer's DistillationConfig as it comes: no hard labels, no intermediate matches.
     "textbrewer-default": ({**_SOFT, "options": {"convention": "textbrewer"}},),
     # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.
@@ -107,6 +114,7 @@ def resolve_terms(
     teacher: Architecture,
     *,
     examples: int,
+    labelled: bool = False,
     same_tokens: bool = True,
 ) -> tuple[list[TermRecipe], str]:
     """The terms that a recipe asks for, and why these.
@@ -117,12 +125,13 @@ def resolve_terms(
         student: Of `describe(student)`.
         teacher: Of `describe(teacher)`.
         examples: Rows of the transfer set.
+        labelled: Some of them have a gold label.
         same_tokens: The student splits every text as the teacher does, so that they can be compared token by token.
     """
     if recipe.terms:
         terms, reason = list(recipe.terms), "the recipe's own terms"
     elif recipe.preset == "auto":
-        terms, reason = auto(preset, student, teacher, examples, same_tokens=same_tokens)
+        terms, reason = auto(preset, student, teacher, examples, labelled=labelled, same_tokens=same_tokens)
     else:
         terms, reason = preset_terms(recipe.preset), f"{recipe.preset}: asked for by the recipe"
     if recipe.temperature is None:
@@ -132,34 +141,45 @@ def resolve_terms(
 
 
 def auto(
-    task_default: str, student: Architecture, teacher: Architecture, examples: int, *, same_tokens: bool = True
+    task_default: str,
+    student: Architecture,
+    teacher: Architecture,
+    examples: int,
+    *,
+    labelled: bool = False,
+    same_tokens: bool = True,
 ) -> tuple[list[TermRecipe], str]:
-    """Chooses a preset by widths, depth and the size of the transfer set.
+    """Chooses a preset by widths, depth and the transfer set.
 
     A task whose default is not `logits+hidden` keeps its default. Else: hidden states where the student is as wide as
     its teacher, relations where it is narrower and both families give queries and keys, and logits alone where the
     hidden states of the transfer set would fill a disk, or where a smaller vocabulary splits texts into other tokens.
+    Gold labels are learnt from beside all of these, where there are any.
 
     Returns:
         The terms, and the reason in a line.
     """
     if task_default != "logits+hidden":
         return preset_terms(task_default), f"{task_default}: the task's default"
+    name, why = _follow(student, teacher, examples, same_tokens)
+    name = f"labels+{name}" if labelled else name
+    return preset_terms(name), f"{name}: {why}"
+
+
+def _follow(student: Architecture, teacher: Architecture, examples: int, same_tokens: bool) -> tuple[str, str]:
+    """What of the teacher the student can follow: a preset, and why."""
     if not same_tokens:
-        return preset_terms(
-            "logits"
-        ), "logits: the student's vocabulary splits texts into other tokens than the teacher's"
+        return "logits", "the student's vocabulary splits texts into other tokens than the teacher's"
     size = float(examples) * TOKENS * teacher.width * (student.layers + 1) * 2
     if size > CACHE_LIMIT:
-        why = f"hidden states of {examples:,} examples would take about {size / 1e9:.0f} GB"
-        return preset_terms("logits"), f"logits: {why}"
+        return "logits", f"hidden states of {examples:,} examples would take about {size / 1e9:.0f} GB"
     if student.width == teacher.width:
         why = f"both are {student.width} wide, so {student.layers} layers can follow the teacher's {teacher.layers}"
-        return preset_terms("logits+hidden"), f"logits+hidden: {why}"
+        return "logits+hidden", why
     widths = f"the student is {student.width} wide, the teacher {teacher.width}"
     if _relations_fit(student, teacher):
-        return preset_terms("logits+relations"), f"logits+relations: {widths}; relations need no projection"
-    return preset_terms("logits+hidden"), f"logits+hidden: {widths}, with a projection between"
+        return "logits+relations", f"{widths}; relations need no projection"
+    return "logits+hidden", f"{widths}, with a projection between"
 
 
 def _relations_fit(student: Architecture, teacher: Architecture) -> bool:

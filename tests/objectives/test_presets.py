@@ -29,7 +29,8 @@ def test_every_preset_builds(name: str, student: Architecture) -> None:
 
 def test_the_presets_of_the_papers_are_there() -> None:
     assert set(PRESETS) == {
-        "none", "logits", "logits+hidden", "logits+relations", "textbrewer-default", "distilbert", "tinybert",
+        "none", "logits", "logits+hidden", "logits+relations", "labels+logits", "labels+logits+hidden",
+        "labels+logits+relations", "textbrewer-default", "distilbert", "tinybert",
         "minilm-v1", "minilm-v2", "pkd", "mobilebert",
     }  # fmt: skip
 
@@ -59,6 +60,15 @@ def test_auto(default: str, student: Architecture, examples: int, first: Any, sa
     assert reason.startswith(("logits", "none"))
     assert names(terms)[1:2] == ([first] if first else [])
     build_objective(terms, student, BASE)
+
+
+def test_auto_learns_from_labels_where_there_are_any() -> None:
+    terms, reason = auto("logits+hidden", SIX, BASE, 10_000, labelled=True)
+    assert names(terms) == ["hard_labels", "soft_labels", "hidden_mse"]
+    assert reason.startswith("labels+logits+hidden: both are 768 wide")
+    assert names(auto("logits+hidden", NARROW, BASE, 10_000, labelled=True)[0])[:3] == [
+        "hard_labels", "soft_labels", "query_relation",
+    ]  # fmt: skip
 
 
 def test_auto_compares_no_tokens_that_are_not_the_same() -> None:
