@@ -24,7 +24,7 @@ from distill.export.quantize import QuantizedGraph, Target, quantize_int8
 from distill.machine import describe_machine
 from distill.progress import SILENT, Progress
 
-FORMS = (Form(), Form(corrected=True, ranges="min-max"))
+FORMS = (Form(), Form(ranges="min-max", wide=True), Form(ranges="min-max"))
 """Activations quantised as they come, and to ranges seen beforehand: the second saves a pass, the first adapts."""
 
 RUNS = 40
@@ -141,7 +141,7 @@ def fastest(
 
 
 def _make(source: Path, path: Path, form: Form, seen: Observed, settings: Mapping[str, Any]) -> QuantizedGraph:
-    ranges = seen.ranges(form.ranges) if form.ranges else None
+    ranges = seen.ranges(form.ranges, wide=form.wide) if form.ranges else None
     return quantize_int8(source, path, ranges=ranges, means=seen.means if form.corrected else None, **settings)
 
 

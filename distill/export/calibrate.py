@@ -122,9 +122,20 @@ class Observed:
 
     values: Mapping[str, Seen]
 
-    def ranges(self, method: Method) -> dict[str, Range]:
-        """By name of the value."""
-        return {name: seen.range_by(method) for name, seen in self.values.items()}
+    def ranges(self, method: Method, *, wide: bool = False) -> dict[str, Range]:
+        """By name of the value.
+
+        Args:
+            method: How a range is found.
+            wide: Only the widest values, which are those inside feed-forward blocks: to look for their extremes at each
+                call costs most.
+        """
+        widest = max(len(seen.channels) for seen in self.values.values())
+        return {
+            name: seen.range_by(method)
+            for name, seen in self.values.items()
+            if not wide or len(seen.channels) == widest
+        }
 
     @property
     def means(self) -> dict[str, Array]:

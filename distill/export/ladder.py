@@ -44,17 +44,20 @@ class Form:
     Attributes:
         smoothed: Whether outliers of activations are moved into weights.
         corrected: Whether biases take back what rounding does on average.
-        ranges: How ranges of activations were found; empty where they are found at each call.
+        ranges: How ranges of activations were found; None where they are found at each call.
+        wide: Whether that holds for the widest activations alone.
         kept: Names of the weights whose products stay in fp32 besides those that always do.
     """
 
     smoothed: bool = False
     corrected: bool = False
     ranges: Method | None = None
+    wide: bool = False
     kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        words = ["dynamic" if self.ranges is None else f"static ({self.ranges})"]
+        inside = " in feed-forward blocks" if self.wide else ""
+        words = ["dynamic" if self.ranges is None else f"static ({self.ranges}){inside}"]
         words += ["smoothed"] * self.smoothed + ["biases corrected"] * self.corrected
         words += [f"{len(self.kept)} in fp32"] if self.kept else []
         return ", ".join(words)
