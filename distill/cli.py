@@ -277,6 +277,25 @@ def verify(
         raise verdict.error()
 
 
+@app.command("demo-page")
+def demo_page(
+    bundle: BundlePath,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where the page goes; BUNDLE-page beside it when empty.")
+    ] = None,
+    modules: Annotated[
+        Path | None, typer.Option(help="A node_modules with its two packages; npm installs them when empty.")
+    ] = None,
+) -> None:
+    """Write a folder with one static page that runs a bundle in the browser and measures it there."""
+    from distill.export.demo_page import write_demo_page
+
+    place = folder or bundle.resolve().with_name(f"{bundle.resolve().name}-page")
+    with _display() as display:
+        page = write_demo_page(bundle, place, modules=modules, progress=display)
+    typer.echo(f"Wrote {page}. Show it: python -m http.server -d {page.parent}")
+
+
 @student_app.command("list")
 def student_list() -> None:
     """Name the student cards."""

@@ -17,9 +17,13 @@ from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_exter
 from distill.files import sha256_file
 from distill.machine import describe_machine
 
-TOLERANCE = 0.02
+TOLERANCE = 0.05
 """Largest difference of a probability. Dynamic int8 rounds activations by their own range, which other instruction sets
-compute with other last bits; a changed weight or tokenizer moves probabilities far more."""
+compute with other last bits: of 500 sentences x86 and Arm differed by 0.034 at most, in 2 by more than 0.02, in half
+not at all (benchmarks/clients). Another weight or tokenizer moves many answers, and those far."""
+
+AVERAGE = 0.4
+"""Part of the tolerance that the texts may use up on average."""
 
 
 @dataclass
@@ -67,7 +71,8 @@ def verify_bundle(folder: str | Path, *, tolerance: float = TOLERANCE) -> Verifi
 
     Args:
         folder: The bundle.
-        tolerance: Largest difference of a golden probability that is let pass.
+        tolerance: Largest difference of a golden probability that is let pass. A label may flip within it: then two
+            labels were so close that another CPU's rounding decides.
 
     Returns:
         A verdict that names every check; the ones after a failed checksum of the files they need are still made.
@@ -174,13 +179,15 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     odd = [number for number, (old, new) in enumerate(zip(then, now, strict=True), 1) if old.shape != new.shape]
     if odd:
         raise VerificationError(f"golden.jsonl:{odd[0]} is now answered in another shape", where=where)
-    worst = float(np.max([np.abs(new - old).max(initial=0.0) for old, new in zip(then, now, strict=True)]))
+    moved = np.array([np.abs(new - old).max(initial=0.0) for old, new in zip(then, now, strict=True)])
+    worst, average = float(moved.max()), float(moved.mean())
     flips = sum(bool((new.argmax(-1) != old.argmax(-1)).any()) for old, new in zip(then, now, strict=True))
     facts.update(golden=len(kept), golden_max_difference=worst if np.isfinite(worst) else None, golden_flips=flips)
-    if not worst <= tolerance or flips:  # written so that NaN fails
+    if not (worst <= tolerance and average <= AVERAGE * tolerance):  # written so that NaN fails
         raise VerificationError(
-            f"golden probabilities differ by up to {worst:.4f} (allowed {tolerance}), "
-            f"{flips} of {len(kept)} labels flip",
+            f"golden probabilities differ by up to {worst:.4f} and by {average:.4f} on average "
+            f"(allowed {tolerance} and {AVERAGE * tolerance:g}), {flips} of {len(kept)} labels flip",
             where=where,
         )
-    return f"{len(kept)} texts: same tokens, same labels, probabilities within {worst:.1e}"
+    same = f"{flips} labels too close to call flip" if flips else "same labels"
+    return f"{len(kept)} texts: same tokens, {same}, probabilities within {worst:.1e}"

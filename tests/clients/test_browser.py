@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from distill.cli import app
 from distill.errors import MissingExtraError
 from distill.export.bundle import golden_vectors
 from distill.export.demo_page import write_demo_page
@@ -161,3 +163,14 @@ def test_a_model_that_cannot_be_loaded_is_told(
     told = page.wait("document.querySelector('#about.wrong') && document.getElementById('about').textContent")
     assert told == "The model cannot be loaded: bundle/onnx/model_quantized.onnx cannot be read (404)"
     assert page.ask("document.getElementById('ask').disabled")
+
+
+def test_the_command_writes_the_page_beside_the_bundle(own_bundle: Path) -> None:
+    done = CliRunner().invoke(app, ["demo-page", str(own_bundle)])
+    if isinstance(done.exception, MissingExtraError):
+        pytest.skip(str(done.exception))
+    page = own_bundle.with_name(f"{own_bundle.name}-page") / "index.html"
+    assert f"Wrote {page}" in done.stdout
+    assert "vendor/" in (page.parent / "page.js").read_text()
+    again = CliRunner().invoke(app, ["demo-page", str(own_bundle), str(own_bundle)])
+    assert "holds something that is no demo page" in str(again.exception)

@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from distill.errors import BundleError, VerificationError
-from distill.export.runtime import FULL, QUANTIZED
+from distill.export.bundle import golden_vectors
+from distill.export.runtime import FULL, QUANTIZED, Bundle
 from distill.export.verify import verify_bundle
 from distill.files import sha256_file
 
@@ -154,6 +155,45 @@ def test_a_small_change_of_every_weight_is_let_pass_up_to_the_tolerance(own_bund
     assert verdict.ok
     assert verdict.facts["golden_max_difference"] == pytest.approx(0.01, abs=1e-3)
     assert not verify_bundle(own_bundle, tolerance=0.005).ok
+
+
+def move(folder: Path, steps: list[float]) -> None:
+    """Shifts the first two probabilities of the golden answers, as if they had come from another machine."""
+    lines = [json.loads(line) for line in (folder / "golden.jsonl").read_text().splitlines()]
+    for line, step in zip(lines, [*steps, *[0.0] * len(lines)], strict=False):
+        line["probabilities"][:2] = [line["probabilities"][0] + step, line["probabilities"][1] - step]
+    (folder / "golden.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    seal(folder)
+
+
+def test_one_text_may_move_farther_than_all_of_them(own_bundle: Path) -> None:
+    """Arm rounds one text in hundreds by 0.03 and the others hardly at all; another weight moves every text."""
+    move(own_bundle, [0.045])
+    assert verify_bundle(own_bundle).ok
+    move(own_bundle, [0.0, *[0.03] * 6])
+    assert "on average (allowed 0.05 and 0.02)" in failed(own_bundle)["golden vectors"]
+
+
+def test_a_tie_that_another_cpu_decides_otherwise_is_no_failure(own_bundle: Path) -> None:
+    """Or a sound bundle would be refused on a phone for a text that was a coin's throw here."""
+    lines = [json.loads(line) for line in (own_bundle / "golden.jsonl").read_text().splitlines()]
+    first, second, _ = lines[0]["probabilities"]
+    graph = onnx.load(own_bundle / QUANTIZED)
+    bias = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [3])
+    shift = np.array([np.log(second / first) / 2, -np.log(second / first) / 2, 0.0])  # makes the first two alike
+    bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) + shift).astype(np.float32), bias.name))
+    onnx.save(graph, own_bundle / QUANTIZED)
+    bundle = Bundle.load(own_bundle)
+    lines = golden_vectors(bundle, [line["text"] for line in lines if "text_pair" not in line])
+    high, low = max(lines[0]["probabilities"][:2]), min(lines[0]["probabilities"][:2])
+    order = [low - 0.01, high + 0.01] if lines[0]["probabilities"][0] == high else [high + 0.01, low - 0.01]
+    lines[0]["probabilities"][:2] = order
+    (own_bundle / "golden.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    seal(own_bundle)
+    verdict = verify_bundle(own_bundle)
+    assert verdict.ok
+    assert verdict.facts["golden_flips"] == 1
+    assert "1 labels too close to call flip" in verdict.checks["golden vectors"][1]
 
 
 def test_another_tokenizer_is_noticed(own_bundle: Path) -> None:
