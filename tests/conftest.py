@@ -80,6 +80,12 @@ def word_pieces(texts: list[str]) -> Any:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[[list[str]], Any]:
+    """`word_pieces`, for tests in folders below."""
+    return word_pieces
+
+
+@pytest.fixture(scope="session")
 def tiny_start(tmp_path_factory: pytest.TempPathFactory, intents_folder: Path) -> Path:
     """A pretrained-looking checkpoint: 2 layers, 32 wide, random weights, a tokenizer that knows the intents' words."""
     import csv

@@ -24,22 +24,25 @@ class Facts:
         max_length: Tokens at most.
         inputs: Names that the graph is fed, int64 (batch, length).
         pairs: It was taught with two texts.
+        code: Python that asks it, where its answer is not one label.
     """
 
     labels: Sequence[str]
     max_length: int
     inputs: Sequence[str]
     pairs: bool
+    code: str | None = None
 
 
 def python(facts: Facts) -> str:
     """For servers and desktops: the base install, no torch."""
     asked = '"a text", "a second text"' if facts.pairs else '"a text"'
+    code = facts.code or f"print(bundle({asked}).label)"
     return f"""
 from distill import Bundle
 
 bundle = Bundle.load("PATH/TO/THIS/FOLDER")
-print(bundle({asked}).label)
+{code}
 """
 
 
@@ -253,10 +256,10 @@ CLIENTS = (
 )
 
 
-def usage(facts: Facts) -> str:
-    """Markdown: a heading, what it needs and the code, for every language."""
+def usage(facts: Facts, languages: Sequence[str] = ("Python", "JavaScript", "Kotlin", "Swift", "C++")) -> str:
+    """Markdown: a heading, what it needs and the code, for each of the languages."""
     parts = []
-    for client in CLIENTS:
+    for client in (client for client in CLIENTS if client.title in languages):
         block = "\n".join(("```" + client.fence, client.code(facts).strip("\n"), "```"))
         parts.append(f"### {client.title}\n\n{client.setup}\n\n{block}")
         if client.title == "JavaScript":

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from distill.export.clients import Facts, as_json, usage
+from distill.export.clients import CLIENTS, Facts, as_json, usage
 
-PIPELINES = {
-    "text-classification": "text-classification",
-    "token-classification": "token-classification",
+
+@dataclass(frozen=True)
+class Card:
+    """What differs from task to task.
+
+    Attributes:
+        pipeline: The hub's `pipeline_tag`.
+        answer: What the model answers with, a sentence's end; `{labels}` are its labels, `{count}` how many.
+        shapes: What the graph returns, by the shape of each output.
+        clients: Languages of `clients.CLIENTS` whose code is written out.
+        code: Python that asks the bundle, None for the classifier's.
+    """
+
+    pipeline: str
+    answer: str
+    shapes: str
+    clients: tuple[str, ...] = ("Python",)
+    code: str | None = None
+
+
+_EACH = "answers with {count} labels: {labels}"
+
+CARDS = {
+    "text-classification": Card(
+        "text-classification", _EACH, "(batch, {count})", tuple(client.title for client in CLIENTS)
+    ),
+    "token-classification": Card(
+        "token-classification",
+        "gives each word one of {count} labels: {labels}",
+        "(batch, length, {count})",
+        code='for one in bundle("a text").entities:\n    print(one.label, one.text, one.start, one.end)',
+    ),
 }
-"""Task to the hub's `pipeline_tag`."""
+"""By task."""
 
 ROLES = {
     "teacher": "Teacher, PyTorch fp32",
@@ -32,22 +62,23 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
         inputs: Names that the int8 graph is fed.
         outputs: Names that it returns.
     """
-    labels = list(manifest["labels"])
+    labels, card = list(manifest["labels"]), CARDS[manifest["task"]]
     front = [
         "---",
-        f"pipeline_tag: {PIPELINES[manifest['task']]}",
+        f"pipeline_tag: {card.pipeline}",
         "library_name: transformers.js",
         "tags: [onnx, int8, knowledge-distillation, distill]",
         "---",
     ]
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
-    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")))
+    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")), card.code)
+    columns = f"Its columns:\n\n```json\n{as_json(labels)}\n```\n" if labels else ""
     text = f"""
 # {_plain(manifest["name"])}
 
 A distilled {manifest["task"]} model: `onnx/model_quantized.onnx`, int8, {megabytes:.1f} MB, for CPUs. It reads at most
-{manifest["max_length"]} tokens and answers with {len(labels)} labels: {shown}.
+{manifest["max_length"]} tokens and {card.answer.format(count=len(labels), labels=shown)}.
 
 ## Measured
 
@@ -57,18 +88,13 @@ On the test data, each number measured on the file or model named.
 
 ## Use
 
-{usage(facts)}
+{usage(facts, card.clients)}
 
 ### Any other ONNX Runtime
 
 Feed {_names(inputs)}
 as int64 of shape (batch, length), made by `tokenizer.json`; read {_names(outputs)}
-as float32 of shape (batch, {len(labels)}). Its columns:
-
-```json
-{as_json(labels)}
-```
-
+as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
 ## Check
 
 ```sh

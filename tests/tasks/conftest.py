@@ -1,0 +1,76 @@
+"""What the tests of the tasks share: a small pretrained-looking model, and shortened runs of the example recipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from distill.pipeline import compress
+from distill.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def make_start(tmp_path_factory, make_tokenizer):
+    """By texts: a BERT of 2 layers, 64 wide, random weights, whose tokenizer knows their frequent words."""
+    from collections import Counter
+
+    def make(texts, *, words=1500, positions=128, kind=BertModel, **changes):
+        counts = Counter(word for text in texts for word in text.lower().split() if word.isascii())
+        tokenizer = make_tokenizer([" ".join(word for word, _ in counts.most_common(words)), ". , ? ' - 0 1 2 3 4 5"])
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=positions,
+            initializer_range=0.1,
+            **changes,
+        )
+        folder = tmp_path_factory.mktemp("start")
+        kind(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_example(tmp_path_factory):
+    """By name and overrides: the example's recipe, shortened, through to the bundle."""
+
+    def run(name, *overrides):
+        folder = tmp_path_factory.mktemp(name)
+        short = ["student.layers=1", "export.golden=6", "bench.lengths=[8]", "bench.runs=5", f'output="{folder}/run"']
+        recipe = Recipe.load(ROOT / "examples" / f"{name}.toml", [*short, *overrides])
+        return recipe, compress(recipe)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    """By rows: a JSONL file of them."""
+
+    def write(rows, name="rows"):
+        path = tmp_path_factory.mktemp("data") / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read_rows():
+    """By path and how many: the rows of a JSONL file."""
+
+    def read(path, most=None):
+        with Path(path).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.strip()][:most]
+
+    return read
