@@ -29,7 +29,7 @@ from distill.demo import packaged_model
 from distill.display import Display
 from distill.evaluation import TorchPredictor, evaluate
 from distill.files import read_json, write_json
-from distill.learning import label, make_teacher, train
+from distill.learning import label, train
 from distill.ledger import claim
 from distill.machine import describe_machine
 from distill.objectives.presets import PRESETS
@@ -145,7 +145,6 @@ def distil(
         if start in starts:
             run.student = starts[start]
         starts[start] = run.student
-        make_teacher(run)
         label(run)
         facts = train(run)
         student = load_checkpoint(str(run.folder / "student"), run.task)
