@@ -138,7 +138,9 @@ class TermRecipe(_Section):
     weight: float | ScheduleRecipe = Field(1.0, description="Its factor in the sum, or a schedule.")
     temperature: float | ScheduleRecipe | None = Field(None, description="Softmax temperature, where it has one.")
     layers: str | list[tuple[int, int]] = Field(
-        "uniform", description="Layer map: uniform, last, skip, first, or [student, teacher] pairs."
+        "inherited",
+        description="Layer map: inherited (as the student was built), uniform, even, last, skip, first, final, emd, or "
+        "[student, teacher] pairs.",
     )
     options: dict[str, Any] = Field({}, description="Settings of that loss alone.")
 

@@ -225,7 +225,7 @@ def _layers(
 ) -> LayerMap:
     student, teacher = models
     if loss.feature in ("", "logits"):
-        if term.layers != "uniform":
+        if term.layers != TermRecipe.model_fields["layers"].default:
             problems.append(f"{name} reads logits, which have no layers; take `layers` away (got {term.layers!r})")
         return []
     if loss.feature != "hidden":

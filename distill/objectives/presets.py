@@ -57,8 +57,8 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
     # 1909.10351: embeddings, hidden states and scores first; then soft labels alone, at temperature 1.
     "tinybert": (
-        {"loss": "hidden_mse", "weight": _stage(0.0, 0.75)},
-        {"loss": "attention_mse", "weight": _stage(0.0, 0.75)},
+        {"loss": "hidden_mse", "layers": "uniform", "weight": _stage(0.0, 0.75)},
+        {"loss": "attention_mse", "layers": "uniform", "weight": _stage(0.0, 0.75)},
         {"loss": "soft_labels", "temperature": 1.0, "weight": _stage(0.75, 1.0)},
     ),
     # 2002.10957: attention and value relation of the last layer, then the task. (Values in shared relation heads.)
@@ -83,8 +83,8 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
     # 2004.02984: feature maps and attention of every layer, then the prediction layer.
     "mobilebert": (
-        {"loss": "feature_map", "weight": _stage(0.0, 0.75)},
-        {"loss": "attention_ce", "weight": _stage(0.0, 0.75)},
+        {"loss": "feature_map", "layers": "uniform", "weight": _stage(0.0, 0.75)},
+        {"loss": "attention_ce", "layers": "uniform", "weight": _stage(0.0, 0.75)},
         {"loss": "soft_labels", "temperature": 1.0, "weight": _stage(0.75, 1.0)},
     ),
 }

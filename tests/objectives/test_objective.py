@@ -64,7 +64,7 @@ def built(
 def test_terms_say_what_they_read_and_are_divided_by() -> None:
     objective = built(term("soft_labels"), term("hard_labels"), term("hidden_mse"))
     assert objective.student_taps == {"logits", "hidden.0", "hidden.1", "hidden.2"}
-    assert objective.teacher_taps == {"logits", "hidden.0", "hidden.2", "hidden.4"}
+    assert objective.teacher_taps == {"logits", "hidden.0", "hidden.1", "hidden.4"}
     assert objective.units == {
         "soft_labels": Unit.SCORED,
         "hard_labels": Unit.LABELLED,

@@ -101,3 +101,10 @@ def test_a_recipes_own_words_come_first() -> None:
     assert [term.temperature for term in terms] == [7.0, None]
     assert preset_terms("logits")[0].temperature == 4.0  # the preset itself is as it was
     assert names(resolve()[0]) == ["soft_labels", "hidden_mse"]
+
+
+def test_a_term_without_a_layer_map_follows_the_layers_it_was_built_from() -> None:
+    terms = [TermRecipe(loss="hidden_mse"), TermRecipe(loss="value_relation")]
+    three = Architecture("bert", layers=3, width=768, heads=12, labels=2, vocab=30522)
+    built = build_objective(terms, three, BASE, layer_map=[(1, 2), (2, 7), (3, 12)])
+    assert list(built.layer_maps.values()) == [[(0, 0), (1, 2), (2, 7), (3, 12)], [(1, 2), (2, 7), (3, 12)]]
