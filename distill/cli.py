@@ -296,6 +296,21 @@ def demo_page(
     typer.echo(f"Wrote {page}. Show it: python -m http.server -d {page.parent}")
 
 
+@app.command()
+def push(
+    bundle: BundlePath,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and list, and reach no network.")] = False,
+) -> None:
+    """Verify a bundle and upload it to the Hugging Face hub, its model card included."""
+    shipping = _train_module("distill.export.push")
+    with _display() as display:
+        shipment = shipping.push_bundle(bundle, repo, private=private, dry_run=dry_run, progress=display)
+    _print_table("", ["file", "bytes"], shipment.rows())
+    typer.echo(f"Nothing was uploaded: without --dry-run this goes to {repo}" if dry_run else f"See {shipment.url}")
+
+
 @student_app.command("list")
 def student_list() -> None:
     """Name the student cards."""
