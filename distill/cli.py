@@ -192,11 +192,19 @@ def bench(
     threads: Annotated[str, typer.Option(help="Threads a session.")] = "1",
     runs: Annotated[int, typer.Option(min=3, help="Timed calls a cell.")] = 100,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every number here.")] = None,
+    adb: Annotated[
+        Path | None,
+        typer.Option(metavar="PERF_TEST", help="Measure a bundle on a phone, with this onnxruntime_perf_test."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --adb: the phone's serial, where several are connected.")] = "",
 ) -> None:
     """Measure latency, throughput, load time, memory and size side by side, interleaved, in one run."""
     from distill.bench import bench as measure
     from distill.files import write_json
 
+    if adb is not None:
+        _bench_phone(targets, adb, device, _numbers(lengths), _numbers(batches), _numbers(threads), runs, out)
+        return
     with _display() as display:
         report = measure(
             targets,
@@ -211,6 +219,39 @@ def bench(
         typer.echo(note)
     if out:
         write_json(out, report.to_json())
+
+
+def _bench_phone(
+    targets: list[Path],
+    perf_test: Path,
+    device: str,
+    lengths: list[int],
+    batches: list[int],
+    threads: list[int],
+    runs: int,
+    out: Path | None,
+) -> None:
+    from dataclasses import asdict
+
+    from distill.bench.phone import COLUMNS, Adb, bench_phone
+    from distill.files import write_json
+
+    if len(targets) != 1:
+        raise typer.BadParameter(f"{len(targets)} targets: --adb measures one bundle")
+    with _display() as display:
+        cells = bench_phone(
+            targets[0],
+            perf_test,
+            adb=Adb(serial=device),
+            lengths=lengths,
+            batches=batches,
+            threads=threads,
+            runs=runs,
+            progress=display,
+        )
+    _print_table("", COLUMNS, [cell.row() for cell in cells])
+    if out:
+        write_json(out, {"cells": [asdict(cell) for cell in cells]})
 
 
 def _numbers(text: str) -> list[int]:
