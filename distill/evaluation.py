@@ -80,11 +80,13 @@ class Evaluation:
         outputs: Every output of the graph in the order of the rows: an entry a row or, where the graph has a value for
             each token, an entry a token.
         encoded: The rows, as this model reads them.
+        settings: What the task chose for this model on validation data.
     """
 
     metrics: dict[str, float]
     outputs: dict[str, Array]
     encoded: Encoded
+    settings: Mapping[str, Any] | None = None
 
 
 def predict_rows(
@@ -150,21 +152,22 @@ def evaluate(
     if not task.labelled(encoded):
         raise DataError("no row has a label to compare with", where="evaluation", fix="Give labelled validation data.")
     outputs = predict_rows(predictor, encoded, task, padding, batch_size=batch_size, progress=progress, name=name)
-    return Evaluation(task.metrics(outputs, encoded, settings), outputs, encoded)
+    return Evaluation(task.metrics(outputs, encoded, settings), outputs, encoded, settings)
 
 
 def agreement(one: Evaluation, other: Evaluation, task: Task) -> float:
     """Share of scored items on which both choose the same, in [0, 1]."""
-    return task.agreement(task.answers(one.outputs, one.encoded), task.answers(other.outputs, other.encoded))
+    mine, theirs = (task.answers(each.outputs, each.encoded, each.settings) for each in (one, other))
+    return task.agreement(mine, theirs)
 
 
 def disagreements(
     teacher: Evaluation, student: Evaluation, texts: list[str], task: Task, *, most: int = 20
 ) -> list[dict[str, Any]]:
     """Rows on which the two say different things, the surest disagreements first."""
-    theirs, ours = (task.told(one.outputs, one.encoded) for one in (teacher, student))
-    rows = [row for row, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one[0] != other[0]]
-    rows.sort(key=lambda row: -(theirs[row][1] + ours[row][1]))
+    theirs, ours = (task.told(one.outputs, one.encoded, one.settings) for one in (teacher, student))
+    apart = [task.apart(one, other) for one, other in zip(theirs, ours, strict=True)]
+    rows = sorted((row for row, much in enumerate(apart) if much > 0), key=lambda row: -apart[row])
     gold = task.gold(student.encoded)
     return [
         {

@@ -109,6 +109,34 @@ def _read_tags(value: Any, column: str, class_names: Sequence[str] | None) -> Re
     return tags, None
 
 
+def _read_number(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    if missing(value) or (isinstance(value, str) and not value.strip()):
+        return None, f"{column!r} is missing"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None, f"{column!r} is no number; it holds {value!r:.40}"
+    return (number, None) if math.isfinite(number) else (None, f"{column!r} is {number}, not a finite number")
+
+
+def _read_classes(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    """A list of labels, as JSON or with | between in a CSV; an empty one is a row to which no label applies."""
+    value = _from_json(value)
+    if isinstance(value, str):
+        value = [part for part in value.split("|") if part.strip()]
+    if missing(value):
+        return None, f"{column!r} is missing"
+    if not isinstance(value, (list, tuple)):
+        return None, f"{column!r} is {type(value).__name__}, not a list of labels; it holds {value!r:.40}"
+    names: list[str] = []
+    for number, one in enumerate(value, 1):
+        name, problem = read_class(one, f"label {number} of {column}", class_names)
+        if problem is not None:
+            return None, problem
+        names.append(name)
+    return sorted(set(names)), None
+
+
 def _as_many(text: Any, pair: Any, tags: Any) -> str | None:
     return None if len(text) == len(tags) else f"{len(tags)} tags for {len(text)} words"
 
@@ -128,6 +156,10 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def _renamed(names: Sequence[str], new: Mapping[str, str]) -> list[str]:
+    return [new.get(name, name) for name in names]
+
+
 _TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("string"))
 
 INPUTS: dict[str, Input] = {
@@ -138,6 +170,8 @@ INPUTS: dict[str, Input] = {
 
 TARGETS: dict[str, Target] = {
     "class": Target(_TEXT, read_class, lambda name: (name,), lambda name, new: new.get(name, name)),
-    "tags": Target(_TEXTS, _read_tags, list, lambda tags, new: [new.get(tag, tag) for tag in tags], _as_many),
+    "tags": Target(_TEXTS, _read_tags, list, _renamed, _as_many),
+    "classes": Target(_TEXTS, _read_classes, list, _renamed),
+    "number": Target(datasets.Value("float64"), _read_number),
 }
 """By the name that `Task.target` gives."""

@@ -13,7 +13,7 @@ from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreem
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
-from distill.objectives.presets import preset_terms
+from distill.objectives.presets import preset_terms, translate
 from distill.recipe import TrainingRecipe
 from distill.run import Run
 from distill.student import TABLE_COLUMNS
@@ -141,7 +141,7 @@ def baseline(run: Run) -> dict[str, Any]:
 def hard_labels(checkpoint: Checkpoint, task: Task) -> Objective:
     """The task's loss with the gold labels."""
     shape = describe(checkpoint.model)
-    return build_objective(preset_terms(task.hard), shape, shape)
+    return build_objective(translate(preset_terms("none"), task.losses), shape, shape)
 
 
 NAMES = {"finetune": "Fine-tuning the teacher", "train": "Training the student", "baseline": "Training the baseline"}

@@ -18,7 +18,7 @@ from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
-from distill.errors import ObjectiveError, RecipeError
+from distill.errors import ObjectiveError, RecipeError, TeacherError
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -142,6 +142,7 @@ class Run:
         checkpoint = load_checkpoint(self.source, self.task, revision=self.revision)
         recipe = self.recipe
         check_length(checkpoint, recipe.data.max_length)
+        check_problem(checkpoint, self.task)
         if self.card and len(self.card.labels) == len(checkpoint.labels):
             checkpoint.labels = list(self.card.labels)
         if not self.task.named:
@@ -288,6 +289,7 @@ class Run:
             examples=len(self.transfer),
             labelled=any(label is not None for label in self.splits.train["label"]),
             same_tokens=same_tokens,
+            losses=self.task.losses,
         )
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
@@ -386,11 +388,34 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         raise RecipeError(problems, where="recipe")
 
 
+def check_problem(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuses a head that was trained for another task; writes down the task's own problem where none is named.
+
+    Raises:
+        TeacherError: `problem_type` or the number of outputs belongs to another task.
+    """
+    config = checkpoint.model.config
+    if config.problem_type is not None and config.problem_type not in task.problems:
+        raise TeacherError(
+            f"its problem_type is {config.problem_type!r}, which is not {task.name}",
+            where=checkpoint.source,
+            fix='Set task to that of the teacher, or leave it at "auto".',
+        )
+    if task.outputs is not None and config.num_labels != task.outputs:
+        raise TeacherError(
+            f"it gives {config.num_labels} outputs, {task.name} reads {task.outputs}",
+            where=checkpoint.source,
+            fix='Set task to that of the teacher, or leave it at "auto".',
+        )
+    if task.problem is not None:
+        config.problem_type = task.problem
+
+
 def encode_rows(task: Task, rows: Any, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:
     """Token ids and class numbers of rows as `load_splits` gives them."""
     number = {name: index for index, name in enumerate(labels)}
     columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
-    columns["label"] = [None if label is None else task.number(label, number) for label in rows["label"]]
+    columns["label"] = [task.number(label, number) for label in rows["label"]]
     return replace(task.encode(columns, tokenizer, max_length), names=tuple(labels))
 
 

@@ -262,7 +262,8 @@ def _models(run: Run) -> dict[str, Any]:
     student = load_checkpoint(str(run.folder / "student"), run.task)
     metric, rows = run.task.metric, run.splits.test
     outputs = dict(np.load(run.work / "teacher_test.npz"))
-    teacher = Evaluation(models["teacher"]["metrics"], outputs, run.encode(run.teacher, rows))
+    settings = models["teacher"]["settings"]
+    teacher = Evaluation(models["teacher"]["metrics"], outputs, run.encode(run.teacher, rows), settings)
     for role, (file, checkpoint) in {
         "teacher-onnx": ("teacher", run.teacher),
         "student-onnx": ("student", student),

@@ -257,11 +257,8 @@ def _pick(splits: Mapping[str, datasets.Dataset], split: str | None, where: str)
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> Table:
-    names = {
-        column: list(feature.names)
-        for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    each = {column: getattr(feature, "feature", feature) for column, feature in dataset.features.items()}  # of lists
+    names = {column: list(kind.names) for column, kind in each.items() if isinstance(kind, datasets.ClassLabel)}
     columns = {column: dataset[column] for column in dataset.column_names}
     return Table(name, columns, label_names=names, dataset=dataset)
 

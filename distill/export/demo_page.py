@@ -9,10 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from distill.errors import MissingExtraError, OutputError
+from distill.errors import BundleError, MissingExtraError, OutputError
 from distill.export.bundle import MANIFEST
 from distill.export.runtime import QUANTIZED, Bundle, inside
 from distill.files import replace_folder
+from distill.heads import Classifier
 from distill.progress import SILENT, Progress
 
 PACKAGES = {"@huggingface/tokenizers": "0.2.0", "onnxruntime-web": "1.30.0"}
@@ -54,7 +55,13 @@ def write_demo_page(
         MissingExtraError: Neither `modules` nor npm is there, or npm fails.
     """
     bundle, folder = Path(bundle), Path(folder)
-    Bundle.load(bundle)  # refuses what is broken before anything is written
+    loaded = Bundle.load(bundle)  # refuses what is broken before anything is written
+    if not isinstance(loaded.head, Classifier):
+        raise BundleError(
+            f"it is made for {loaded.task}; the page shows one label a text",
+            where=str(bundle),
+            fix="Give a text-classification bundle.",
+        )
     if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError("holds something that is no demo page", where=str(folder), fix="Name a new folder.")
     found = Path(modules) if modules else _install(progress)

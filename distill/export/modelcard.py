@@ -35,6 +35,18 @@ CARDS = {
     "text-classification": Card(
         "text-classification", _EACH, "(batch, {count})", tuple(client.title for client in CLIENTS)
     ),
+    "multi-label": Card(
+        "text-classification",
+        "gives any of {count} labels: {labels}",
+        "(batch, {count})",
+        code='print(bundle("a text").labels)',
+    ),
+    "regression": Card(
+        "text-classification",
+        "answers with a number, the output `value`",
+        "(batch, 1) and (batch)",
+        code='print(bundle("a text").value)',
+    ),
     "token-classification": Card(
         "token-classification",
         "gives each word one of {count} labels: {labels}",

@@ -165,7 +165,7 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
         lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
         kept = [json.loads(line) for line in lines]
         texts = [(line["text"], line["text_pair"]) if "text_pair" in line else line["text"] for line in kept]
-        then = [np.array(line[bundle.head.proof], np.float64) for line in kept]
+        then = [np.atleast_1d(np.array(line[bundle.head.proof], np.float64)) for line in kept]
         ids = [line["ids"] for line in kept]
     except (ValueError, KeyError, TypeError):
         raise VerificationError("golden.jsonl cannot be read", where=where) from None
@@ -175,11 +175,12 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     changed = [number for number, (old, new) in enumerate(zip(ids, answers, strict=True), 1) if old != new["ids"]]
     if changed:
         raise VerificationError(f"golden.jsonl:{changed[0]} is now split into other tokens", where=where)
-    now = [np.array(answer[bundle.head.proof], np.float64) for answer in answers]
+    now = [np.atleast_1d(np.array(answer[bundle.head.proof], np.float64)) for answer in answers]
     odd = [number for number, (old, new) in enumerate(zip(then, now, strict=True), 1) if old.shape != new.shape]
     if odd:
         raise VerificationError(f"golden.jsonl:{odd[0]} is now answered in another shape", where=where)
-    moved = np.array([np.abs(new - old).max(initial=0.0) for old, new in zip(then, now, strict=True)])
+    scale = max(1.0, float(np.ptp(np.concatenate([old.reshape(-1) for old in then]))))  # of numbers, not probabilities
+    moved = np.array([np.abs(new - old).max(initial=0.0) for old, new in zip(then, now, strict=True)]) / scale
     worst, average = float(moved.max()), float(moved.mean())
     flips = sum(bool((new.argmax(-1) != old.argmax(-1)).any()) for old, new in zip(then, now, strict=True))
     facts.update(golden=len(kept), golden_max_difference=worst if np.isfinite(worst) else None, golden_flips=flips)

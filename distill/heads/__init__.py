@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
+from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.tagging import Entity, Tagger, Tagging
+from distill.heads.value import Regressor, Value
 
 HEADS: dict[str, Head] = {
     "text-classification": Classifier(),
+    "multi-label": MultiLabel(),
+    "regression": Regressor(),
     "token-classification": Tagger(),
 }
 """By task."""
@@ -22,9 +26,13 @@ __all__ = [
     "Entity",
     "Head",
     "Label",
+    "Labels",
+    "MultiLabel",
     "Prediction",
+    "Regressor",
     "Tagger",
     "Tagging",
     "Text",
+    "Value",
     "Window",
 ]

@@ -9,7 +9,14 @@ from distill.objectives.generation import jsd, reverse_kl, total_variation
 from distill.objectives.grams import fsp, nst
 from distill.objectives.hidden import feature_map, hidden_cosine, hidden_mse, pkd
 from distill.objectives.relational import contrastive, dist, pairwise_cosine, rkd_angle, rkd_distance, spkd
-from distill.objectives.soft_labels import hard_labels, regression, soft_labels, soft_labels_multilabel
+from distill.objectives.soft_labels import (
+    hard_labels,
+    multilabel_labels,
+    regression,
+    regression_labels,
+    soft_labels,
+    soft_labels_multilabel,
+)
 
 _SOFT = {"temperature": 4.0, "standardise": False, "shift": False, "convention": "distill"}
 _RELATION = {"relation_heads": 0, "convention": "distill"}
@@ -30,6 +37,8 @@ _ON_LOGITS = (
     Loss("hard_labels", hard_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("soft_labels_multilabel", soft_labels_multilabel, "logits", Unit.SCORED, _SCORED, _ONE),
     Loss("regression", regression, "logits", Unit.SCORED, _SCORED),
+    Loss("regression_labels", regression_labels, "", Unit.LABELLED, ("labels", "scored")),
+    Loss("multilabel_labels", multilabel_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("jsd", jsd, "logits", Unit.SCORED, _SCORED, _JSD, source="2306.13649"),
     Loss("reverse_kl", reverse_kl, "logits", Unit.SCORED, _SCORED, _ONE, source="2306.08543"),
     Loss("total_variation", total_variation, "logits", Unit.SCORED, _SCORED, _ONE, source="2307.15190"),

@@ -8,12 +8,13 @@ fine-tune do so here in two stages of one training run.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
 from distill.objectives.attention import shared_heads
+from distill.objectives.losses import LOSSES
 from distill.recipe import ObjectiveRecipe, TermRecipe
 
 CACHE_LIMIT = 20e9
@@ -116,6 +117,7 @@ def resolve_terms(
     examples: int,
     labelled: bool = False,
     same_tokens: bool = True,
+    losses: Mapping[str, str] | None = None,
 ) -> tuple[list[TermRecipe], str]:
     """The terms that a recipe asks for, and why these.
 
@@ -127,6 +129,7 @@ def resolve_terms(
         examples: Rows of the transfer set.
         labelled: Some of them have a gold label.
         same_tokens: The student splits every text as the teacher does, so that they can be compared token by token.
+        losses: What stands for a preset's loss in this task.
     """
     if recipe.terms:
         terms, reason = list(recipe.terms), "the recipe's own terms"
@@ -134,10 +137,23 @@ def resolve_terms(
         terms, reason = auto(preset, student, teacher, examples, labelled=labelled, same_tokens=same_tokens)
     else:
         terms, reason = preset_terms(recipe.preset), f"{recipe.preset}: asked for by the recipe"
-    if recipe.temperature is None:
-        return terms, reason
-    changed = {"temperature": recipe.temperature}
-    return [term.model_copy(update=changed) if term.loss == "soft_labels" else term for term in terms], reason
+    if recipe.temperature is not None:
+        changed = {"temperature": recipe.temperature}
+        terms = [term.model_copy(update=changed) if term.loss == "soft_labels" else term for term in terms]
+    return terms if recipe.terms else translate(terms, losses or {}), reason
+
+
+def translate(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> list[TermRecipe]:
+    """The terms with a task's own losses in place of those of one label a row, less settings they do not know."""
+    result = []
+    for term in terms:
+        if term.loss in losses:
+            loss = LOSSES[losses[term.loss]]
+            known = {name: value for name, value in term.options.items() if name in loss.options}
+            temperature = term.temperature if "temperature" in loss.options else None
+            term = term.model_copy(update={"loss": loss.name, "options": known, "temperature": temperature})
+        result.append(term)
+    return result
 
 
 def auto(

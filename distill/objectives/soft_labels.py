@@ -113,6 +113,33 @@ def regression(student: Tensor, teacher: Tensor, *, scored: Tensor) -> SumCount:
     return squares_NC.mean(-1).sum(), scored.sum().float()
 
 
+def regression_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor, scored: Tensor) -> SumCount:
+    """Squared difference to the gold values, over scored rows that have one.
+
+    Args:
+        student: Outputs, (N, 1).
+        teacher: Not read.
+        labels: Floating point (N,), nan where there is none.
+        scored: bool (N,); which rows count.
+    """
+    chosen = has_label(labels) & scored
+    return (student[chosen].float().squeeze(-1) - labels[chosen].float()).square().sum(), chosen.sum().float()
+
+
+def multilabel_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor, scored: Tensor) -> SumCount:
+    """Binary cross-entropy of each class with the gold labels, over all classes of scored rows that have labels.
+
+    Args:
+        student: Logits, (N, C).
+        teacher: Not read.
+        labels: Floating point (N, C), 0 or 1, nan where there is none.
+        scored: bool (N,); which rows count.
+    """
+    chosen = has_label(labels) & scored.unsqueeze(-1)
+    loss = F.binary_cross_entropy_with_logits(student[chosen].float(), labels[chosen].float(), reduction="sum")
+    return loss, chosen.sum().float()
+
+
 def row_temperature(temperature: float | Tensor, scored: Tensor, like: Tensor) -> Tensor:
     """The temperature to divide scored rows by: (N, 1) for a temperature of each row, else a scalar."""
     if isinstance(temperature, Tensor) and temperature.dim():

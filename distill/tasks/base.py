@@ -141,9 +141,11 @@ class Task(ABC):
         auto_class: The transformers class that loads its models.
         metric: The measure that chooses checkpoints, higher is better, in [0, 1].
         preset: Name of the default objective.
-        hard: Name of the objective that learns from the gold labels alone.
+        losses: What stands for the losses of presets, `soft_labels` and `hard_labels`, where those do not fit.
         suffixes: How the names of its architectures end.
         problems: Values of `config.problem_type` that are its own.
+        problem: The one that is written into its models, so that other clients treat them as it does.
+        outputs: How many outputs its models give, where that is fixed.
         inputs: Kind of the column `data.text`: a key of `distill.fields.INPUTS`.
         target: Kind of the column `data.label`: a key of `distill.fields.TARGETS`.
         pairs: `data.text_pair` may be used, must be (`required`), or must not (`none`).
@@ -155,9 +157,11 @@ class Task(ABC):
     auto_class: ClassVar[str]
     metric: ClassVar[str]
     preset: ClassVar[str]
-    hard: ClassVar[str] = "none"
+    losses: ClassVar[Mapping[str, str]] = {}
     suffixes: ClassVar[tuple[str, ...]]
     problems: ClassVar[tuple[str | None, ...]] = (None,)
+    problem: ClassVar[str | None] = None
+    outputs: ClassVar[int | None] = None
     inputs: ClassVar[str] = "text"
     target: ClassVar[str] = "class"
     pairs: ClassVar[Literal["allowed", "required", "none"]] = "none"
@@ -208,10 +212,11 @@ class Task(ABC):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
+        config.problem_type = self.problem
 
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
-        """A label of the data as `encode` takes it: names are replaced by class numbers."""
-        return numbers[label]
+        """A label of the data as `encode` takes it: names are replaced by class numbers; None where there is none."""
+        return None if label is None else numbers[label]
 
     def plain(self, text: Any) -> str:
         """What a value of the column `text` says, as one string."""
@@ -230,21 +235,29 @@ class Task(ABC):
         """What is chosen on validation data and ships with the model, such as thresholds; plain values."""
         return {}
 
-    def answers(self, outputs: Mapping[str, Array], encoded: Encoded) -> Array:
+    def answers(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> Array:
         """What is chosen, one entry a scored item in the order of the data: models agree where these are equal."""
         return np.asarray(outputs["logits"].argmax(axis=-1))
 
     def agreement(self, one: Array, other: Array) -> float:
-        """Share of the `answers` that are the same, in [0, 1]."""
+        """Share of the `answers` that are the same, in [0, 1]; `one` is the reference."""
         return float((one == other).mean())
 
-    def told(self, outputs: Mapping[str, Array], encoded: Encoded) -> list[tuple[str, float]]:
-        """By row of the data: the answer in words, and its probability."""
+    def told(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, float]]:
+        """By row of the data: the answer in words, and how sure it is (a probability) or, of numbers, the value."""
         chosen = outputs["probabilities"].argmax(axis=-1)
         return [
             (encoded.names[number], float(row[number]))
             for number, row in zip(chosen, outputs["probabilities"], strict=True)
         ]
+
+    def apart(self, one: tuple[str, float], other: tuple[str, float]) -> float:
+        """How worth showing it is that two models told these of one row; 0 where they agree."""
+        return one[1] + other[1] if one[0] != other[0] else 0.0
 
     def gold(self, encoded: Encoded) -> list[str | None]:
         """By row of the data: the label in the words of `told`; None where there is none."""

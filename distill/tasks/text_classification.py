@@ -30,13 +30,16 @@ class TextClassification(Task):
         encodings = tokens.encodings
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
         names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
-        labels = np.array([NO_LABEL if label is None else int(label) for label in rows["label"]], np.int64)
-        return pack({name: tokens[name] for name in names}, {"labels": labels}, cut)
+        return pack({name: tokens[name] for name in names}, {"labels": self._labels(rows["label"])}, cut)
+
+    def _labels(self, labels: Sequence[Any]) -> Array:
+        """The column `labels`, an entry a row."""
+        return np.array([NO_LABEL if label is None else int(label) for label in labels], np.int64)
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """input_ids, attention_mask, token_type_ids (B, L); labels, scored, example (B,)."""
         batch = pad_columns(rows, padding)
-        batch["labels"] = np.array([row["labels"] for row in rows], np.int64)
+        batch["labels"] = np.array([row["labels"] for row in rows])
         batch["scored"] = np.ones(len(rows), bool)
         return batch
 

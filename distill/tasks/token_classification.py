@@ -78,7 +78,7 @@ class TokenClassification(Task):
 
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
         """Class numbers of the tags of a sentence."""
-        return [numbers[tag] for tag in label]
+        return None if label is None else [numbers[tag] for tag in label]
 
     def plain(self, text: Any) -> str:
         """The words with a space between."""
@@ -125,11 +125,15 @@ class TokenClassification(Task):
         logits = np.asarray(outputs["logits"], np.float32)
         return {"logits": logits, "probabilities": softmax(logits)}
 
-    def answers(self, outputs: Mapping[str, Array], encoded: Encoded) -> Array:
+    def answers(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> Array:
         """The name of each word's class, as a model without that word names none."""
         return np.array([tag for tags in self._sentences(outputs["logits"].argmax(axis=-1), encoded) for tag in tags])
 
-    def told(self, outputs: Mapping[str, Array], encoded: Encoded) -> list[tuple[str, float]]:
+    def told(
+        self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, float]]:
         """The entities of each sentence as `label=text`, and the probability of its least sure word."""
         tags = self._sentences(outputs["logits"].argmax(axis=-1), encoded)
         sure = outputs["probabilities"].max(axis=-1)

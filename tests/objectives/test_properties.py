@@ -19,16 +19,29 @@ def loss(request):
     return LOSSES[request.param]
 
 
-def a_batch():
+REAL = {"regression_labels": torch.randn(B), "multilabel_labels": torch.randint(0, 2, (B, C)).float()}
+"""Labels of the losses that read real-valued ones."""
+SHAPES_BY_NAME = {"regression_labels": (B, 1)}
+
+
+def a_batch(loss=None):
     mask = (torch.arange(L) < LENGTHS[:, None]).long()
     labels = torch.tensor([2, -100, 0, 4])
-    return {"attention_mask": mask, "scored": torch.tensor([True, True, False, True]), "labels": labels}
+    if loss is not None and loss.name in REAL:
+        labels = REAL[loss.name].clone()
+        labels[1] = torch.nan
+    scored = torch.tensor([True, True, False, True])
+    if labels.dim() > 1:
+        scored[:] = True  # a unit of several labels a row knows of no row that is not scored
+    return {"attention_mask": mask, "scored": scored, "labels": labels}
 
 
 def features(loss, seed, dtype=torch.float64):
     """What one side gives; both layers of a loss on two stand in one tensor, (B, 2, L, H)."""
     generator = torch.Generator().manual_seed(seed)
-    shape = SHAPES.get(loss.feature or "logits", (B, L, H) if loss.layers_per_item == 1 else (B, 2, L, H))
+    shape = SHAPES_BY_NAME.get(loss.name) or SHAPES.get(
+        loss.feature or "logits", (B, L, H) if loss.layers_per_item == 1 else (B, 2, L, H)
+    )
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
@@ -48,7 +61,7 @@ def needs_teacher(loss):
 def test_zero_with_zero_gradient_where_student_is_teacher(loss):
     needs_teacher(loss)
     student = features(loss, 0).requires_grad_()
-    total, _ = compute(loss, student, features(loss, 0), a_batch())
+    total, _ = compute(loss, student, features(loss, 0), a_batch(loss))
     total.backward()
     if loss.name not in ENTROPY:
         assert total.item() == pytest.approx(0.0, abs=1e-5)
@@ -58,17 +71,17 @@ def test_zero_with_zero_gradient_where_student_is_teacher(loss):
 def test_positive_and_pulling_towards_the_teacher_elsewhere(loss):
     """A step against the gradient brings the loss down: a wrong sign or a swapped pair would not."""
     student, teacher = features(loss, 1).requires_grad_(), features(loss, 2)
-    total, _ = compute(loss, student, teacher, a_batch())
+    total, _ = compute(loss, student, teacher, a_batch(loss))
     total.backward()
     assert total.item() > 0
-    less, _ = compute(loss, student.detach() - 0.01 * student.grad / student.grad.norm(), teacher, a_batch())
+    less, _ = compute(loss, student.detach() - 0.01 * student.grad / student.grad.norm(), teacher, a_batch(loss))
     assert less < total
 
 
 def test_no_gradient_reaches_the_teacher(loss):
     needs_teacher(loss)
     teacher = features(loss, 2).requires_grad_()
-    total, _ = compute(loss, features(loss, 1).requires_grad_(), teacher, a_batch())
+    total, _ = compute(loss, features(loss, 1).requires_grad_(), teacher, a_batch(loss))
     total.backward()
     assert teacher.grad is None or not teacher.grad.any()
 
@@ -84,7 +97,7 @@ def padded(values, loss, more):
 
 @pytest.mark.parametrize("more", [1, 6])
 def test_padding_changes_neither_value_nor_gradient(loss, more):
-    batch, student, teacher = a_batch(), features(loss, 1), features(loss, 2)
+    batch, student, teacher = a_batch(loss), features(loss, 1), features(loss, 2)
     wide = dict(batch, attention_mask=torch.nn.functional.pad(batch["attention_mask"], (0, more)))
     short, long = student.clone().requires_grad_(), padded(student, loss, more).requires_grad_()
     one, one_count = compute(loss, short, teacher, batch)
@@ -102,7 +115,7 @@ def test_padding_changes_neither_value_nor_gradient(loss, more):
 def test_splitting_the_batch_changes_no_gradient(loss, split):
     if loss.in_batch:
         pytest.skip("compares the rows of a batch with each other")
-    batch, teacher = a_batch(), features(loss, 2)
+    batch, teacher = a_batch(loss), features(loss, 2)
     whole, parts = features(loss, 1).requires_grad_(), features(loss, 1).requires_grad_()
     total, count = compute(loss, whole, teacher, batch)
     (total / count).backward()
@@ -118,7 +131,7 @@ def test_splitting_the_batch_changes_no_gradient(loss, split):
 
 
 def test_the_count_is_known_from_the_batch_alone(loss):
-    batch = a_batch()
+    batch = a_batch(loss)
     _, count = compute(loss, features(loss, 1), features(loss, 2), batch)
     assert count == count_units(batch)[loss.unit]
     assert count.dtype == torch.float32
@@ -127,7 +140,7 @@ def test_the_count_is_known_from_the_batch_alone(loss):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_finite_fp32(loss, dtype):
     student = (30 * features(loss, 1, dtype)).requires_grad_()
-    total, count = compute(loss, student, 30 * features(loss, 2, dtype), a_batch())
+    total, count = compute(loss, student, 30 * features(loss, 2, dtype), a_batch(loss))
     total.backward()
     assert total.dtype == count.dtype == torch.float32
     assert torch.isfinite(total)
