@@ -109,7 +109,7 @@ def finished(shared_data, read_rows, rows_file, make_start, run_example):
 def test_several_labels_go_the_whole_way(finished):
     _, result = finished
     models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
-    assert models["teacher"]["metrics"]["micro_f1"] > 0.6
+    assert models["teacher"]["metrics"]["micro_f1"] > 0.5
     assert models["student-int8"]["retention"] > 0.85
     assert verify_bundle(result.bundle).ok
     bundle = Bundle.load(result.bundle, file="onnx/model.onnx")
