@@ -8,7 +8,7 @@ from distill.objectives.embedding import embedding
 from distill.objectives.generation import jsd, reverse_kl, total_variation
 from distill.objectives.grams import fsp, nst
 from distill.objectives.hidden import feature_map, hidden_cosine, hidden_mse, pkd
-from distill.objectives.relational import contrastive, dist, pairwise_cosine, rkd_angle, rkd_distance, spkd
+from distill.objectives.relational import contrastive, dist, margin_mse, pairwise_cosine, rkd_angle, rkd_distance, spkd
 from distill.objectives.soft_labels import (
     hard_labels,
     multilabel_labels,
@@ -23,6 +23,7 @@ _RELATION = {"relation_heads": 0, "convention": "distill"}
 _SAMPLES = {"relation_heads": 0}
 _HEADS = {"heads": "each"}
 _POOLED = {"pooling": "mean"}
+_MARGIN = {"pooling": "mean", "metric": "cosine"}
 _DIST = {"temperature": 1.0, "inter": 1.0, "intra": 1.0}
 _CONTRASTIVE = {"temperature": 0.1, "pooling": "mean", "targets": "soft"}
 _EMBEDDING = {"pooling": "mean", "metric": "cosine"}
@@ -77,6 +78,7 @@ _ON_BATCHES = (
     Loss("rkd_distance", rkd_distance, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1904.05068"),
     Loss("rkd_angle", rkd_angle, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1904.05068"),
     Loss("spkd", spkd, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1907.09682"),
+    Loss("margin_mse", margin_mse, "hidden", Unit.BATCHES, _MASK, _MARGIN, in_batch=True, source="2010.02666"),
     Loss("pairwise_cosine", pairwise_cosine, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="SetFit"),
     Loss(
         "contrastive", contrastive, "hidden", Unit.BATCHES, _MASK, _CONTRASTIVE, projects=True, in_batch=True,

@@ -19,6 +19,8 @@ from distill.objectives.soft_labels import check_temperature, same_shape
 Pooling = Literal["mean", "first"]
 """What stands for a row: the mean over its tokens, or its first token."""
 
+Similarity = Literal["dot", "cosine"]
+
 _NEAR = 1e-6
 """Rows closer than this are one point: a text that stands twice in a batch has no distance and no direction."""
 
@@ -94,6 +96,34 @@ def pairwise_cosine(student: Tensor, teacher: Tensor, *, mask: Tensor, pooling: 
     units = [F.normalize(rows, dim=-1, eps=_NEAR) for rows in _pooled(student, teacher, mask, pooling)]
     s_BB, t_BB = (unit @ unit.T for unit in units)
     return (s_BB - t_BB).square().mean(), _one(s_BB)
+
+
+def margin_mse(
+    student: Tensor, teacher: Tensor, *, mask: Tensor, pooling: Pooling = "mean", metric: Similarity = "cosine"
+) -> SumCount:
+    """Mean of ((s_ij - s_ik) - (t_ij - t_ik))^2 over rows i and pairs j, k of other rows (MarginMSE, 2010.02666).
+
+    Every other row of the batch is a candidate. With d = s - t the mean is 2 / (B - 2) * sum_j (d_ij - mean_j d_ij)^2,
+    so pairs are never written out. Only the differences of similarities count: the student may score on another level.
+    Needs three rows; fewer give 0.
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        pooling: What stands for a row.
+        metric: What s and t are: `cosine`, or `dot` as published.
+    """
+    pairs = _pooled(student, teacher, mask, pooling)
+    if metric == "cosine":
+        pairs = (F.normalize(pairs[0], dim=-1, eps=_NEAR), F.normalize(pairs[1], dim=-1, eps=_NEAR))
+    s_BB, t_BB = (rows @ rows.T for rows in pairs)
+    rows = len(s_BB)
+    others_BB = _apart(rows, s_BB)
+    d_BB = (s_BB - t_BB) * others_BB
+    mean_B1 = d_BB.sum(-1, keepdim=True) / max(rows - 1, 1)
+    spread_B = ((d_BB - mean_B1).square() * others_BB).sum(-1)
+    return (2.0 * spread_B.mean() / (rows - 2) if rows > 2 else 0.0 * spread_B.sum()), _one(s_BB)
 
 
 def contrastive(

@@ -274,6 +274,17 @@ def test_similarity_preserving_and_setfit():
     agrees(relational.pairwise_cosine(student, teacher, mask=mask), ((cosines(s) - cosines(t)) ** 2).mean())
 
 
+def test_margin_mse_over_all_candidates_of_a_row():
+    """sentence-transformers' MarginMSELoss, each row a query and every pair of others its two passages."""
+    s, t = pooled(HS) @ pooled(HS).T, pooled(WIDE) @ pooled(WIDE).T
+    margins = [
+        ((s[i, j] - s[i, k]) - (t[i, j] - t[i, k])) ** 2
+        for i in range(B) for j in range(B) for k in range(B) if len({i, j, k}) == 3
+    ]  # fmt: skip
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    agrees(relational.margin_mse(student, teacher, mask=mask, metric="dot"), np.mean(margins))
+
+
 def test_contrastive_with_soft_and_hard_targets():
     """SEED: cross-entropy to the teacher's similarities, less their entropy. InfoNCE: -log of the own pair."""
     s, t = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (pooled(HS), pooled(HT)))
