@@ -251,6 +251,8 @@ def _read(tap: str, output: Any, kept: Mapping[str, Any], encoder: Encoder) -> T
     kind, _, layer = tap.partition(".")
     if kind == "logits":
         logits = getattr(output, "logits", None)
+        if logits is None and getattr(output, "start_logits", None) is not None:
+            return torch.stack([output.start_logits, output.end_logits], dim=-1)  # (B, L, 2)
         if logits is None:
             raise ObjectiveError(
                 f"{type(encoder.model).__name__} returns no logits",

@@ -137,6 +137,37 @@ def _read_classes(value: Any, column: str, class_names: Sequence[str] | None) ->
     return sorted(set(names)), None
 
 
+def _read_span(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    """SQuAD's answers: texts and where they start; no text where the context has no answer."""
+    value = _from_json(value)
+    if missing(value):
+        return None, f"{column!r} is missing"
+    if isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value):  # one mapping an answer
+        value = {name: [one.get(name) for one in value] for name in ("text", "answer_start")}
+    texts, starts = (
+        (value.get(name) for name in ("text", "answer_start")) if isinstance(value, Mapping) else (None, None)
+    )
+    if isinstance(texts, str):
+        texts, starts = [texts], [starts]
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
+        return None, f"{column!r} has no `text` with an `answer_start` for each; it holds {value!r:.40}"
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return None, f"an answer of {column!r} is empty; leave `text` and `answer_start` empty where there is none"
+    if not all(isinstance(start, int) and start >= 0 for start in starts):
+        return None, f"an `answer_start` of {column!r} is no character's number; it holds {starts!r:.40}"
+    return {"text": list(texts), "answer_start": list(starts)}, None
+
+
+def _in_context(text: Any, pair: Any, span: Any) -> str | None:
+    for answer, start in zip(span["text"], span["answer_start"], strict=True):
+        if pair[start : start + len(answer)] != answer:
+            place = pair.find(answer)
+            if place < 0:
+                return f"the answer {answer!r:.60} is not in the context"
+            return f"the answer {answer!r:.60} does not start at character {start} of the context but at {place}"
+    return None
+
+
 def _as_many(text: Any, pair: Any, tags: Any) -> str | None:
     return None if len(text) == len(tags) else f"{len(tags)} tags for {len(text)} words"
 
@@ -172,6 +203,9 @@ TARGETS: dict[str, Target] = {
     "class": Target(_TEXT, read_class, lambda name: (name,), lambda name, new: new.get(name, name)),
     "tags": Target(_TEXTS, _read_tags, list, _renamed, _as_many),
     "classes": Target(_TEXTS, _read_classes, list, _renamed),
+    "span": Target(
+        {"text": _TEXTS, "answer_start": datasets.Sequence(datasets.Value("int64"))}, _read_span, fits=_in_context
+    ),
     "number": Target(datasets.Value("float64"), _read_number),
 }
 """By the name that `Task.target` gives."""

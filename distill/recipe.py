@@ -203,9 +203,9 @@ class Recipe(_Section):
     """A whole run, from teacher to bundle. `name`, `task`, `output` and `seed` stand at the top of the file."""
 
     name: str = Field("", description="Name of the bundle; the recipe file's name when empty.")
-    task: Literal["auto", "text-classification", "multi-label", "regression", "token-classification"] = Field(
-        "auto", description="`auto` reads it from the teacher's architecture."
-    )
+    task: Literal[
+        "auto", "text-classification", "multi-label", "question-answering", "regression", "token-classification"
+    ] = Field("auto", description="`auto` reads it from the teacher's architecture.")
     output: str = Field("", description="Folder for everything this run makes; `runs/NAME` when empty.")
     seed: int = Field(0, ge=0, description="One seed, one result.")
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)

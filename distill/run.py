@@ -293,7 +293,7 @@ class Run:
         )
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
-        by_row = set() if "logits" in self.task.by_token else {"logits"}
+        by_row = set() if self.task.by_token else {"logits"}
         by_token = sorted(objective.teacher_taps - by_row)
         if by_token and not same_tokens:
             raise ObjectiveError(

@@ -131,7 +131,7 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
         )
     tokenizer = load_tokenizer(source, revision)
     _check_tokenizer(tokenizer, model, source)
-    found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
+    found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)] if task.named else []
     return Checkpoint(model.eval(), tokenizer, found, source)
 
 

@@ -41,6 +41,12 @@ CARDS = {
         "(batch, {count})",
         code='print(bundle("a text").labels)',
     ),
+    "question-answering": Card(
+        "question-answering",
+        "answers a question with a part of a text",
+        "(batch, length)",
+        code='print(bundle("a question", "a text").text)',
+    ),
     "regression": Card(
         "text-classification",
         "answers with a number, the output `value`",

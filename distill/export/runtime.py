@@ -176,7 +176,8 @@ class Bundle:
         self._padding = padding
         self.tokenizer = tokenizer
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.max_length, stride=int(self.head.stride * self.max_length))
+        stride = int(self.head.stride * self.max_length)
+        tokenizer.enable_truncation(self.max_length, stride=stride, strategy=self.head.cut)
 
     @classmethod
     def load(cls, folder: str | Path, *, file: str | None = None, threads: int = 1) -> Bundle:

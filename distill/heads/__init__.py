@@ -8,12 +8,14 @@ from __future__ import annotations
 from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
 from distill.heads.multi_label import Labels, MultiLabel
+from distill.heads.spans import Answer, Reader, Span
 from distill.heads.tagging import Entity, Tagger, Tagging
 from distill.heads.value import Regressor, Value
 
 HEADS: dict[str, Head] = {
     "text-classification": Classifier(),
     "multi-label": MultiLabel(),
+    "question-answering": Reader(),
     "regression": Regressor(),
     "token-classification": Tagger(),
 }
@@ -21,6 +23,7 @@ HEADS: dict[str, Head] = {
 
 __all__ = [
     "HEADS",
+    "Answer",
     "Asked",
     "Classifier",
     "Entity",
@@ -29,7 +32,9 @@ __all__ = [
     "Labels",
     "MultiLabel",
     "Prediction",
+    "Reader",
     "Regressor",
+    "Span",
     "Tagger",
     "Tagging",
     "Text",

@@ -66,10 +66,12 @@ class Head(ABC):
     Attributes:
         proof: Name under which golden vectors keep what `prove` gives.
         stride: Share of a window that the next one repeats; 0 cuts a long text.
+        cut: Which of two texts is cut, as `tokenizers` names strategies.
     """
 
     proof: ClassVar[str] = "probabilities"
     stride: ClassVar[float] = 0.0
+    cut: ClassVar[str] = "longest_first"
 
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
         """The windows of each text. `tokenizer` (of tokenizers) cuts at the bundle's maximum length.

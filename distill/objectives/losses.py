@@ -16,6 +16,8 @@ from distill.objectives.soft_labels import (
     regression_labels,
     soft_labels,
     soft_labels_multilabel,
+    soft_spans,
+    span_labels,
 )
 
 _SOFT = {"temperature": 4.0, "standardise": False, "shift": False, "convention": "distill"}
@@ -40,6 +42,10 @@ _ON_LOGITS = (
     Loss("regression", regression, "logits", Unit.SCORED, _SCORED),
     Loss("regression_labels", regression_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("multilabel_labels", multilabel_labels, "", Unit.LABELLED, ("labels", "scored")),
+    Loss(
+        "soft_spans", soft_spans, "logits", Unit.SCORED, ("scored", "inside"), {"temperature": 4.0}, source="1503.02531"
+    ),
+    Loss("span_labels", span_labels, "", Unit.LABELLED, ("labels", "scored", "inside")),
     Loss("jsd", jsd, "logits", Unit.SCORED, _SCORED, _JSD, source="2306.13649"),
     Loss("reverse_kl", reverse_kl, "logits", Unit.SCORED, _SCORED, _ONE, source="2306.08543"),
     Loss("total_variation", total_variation, "logits", Unit.SCORED, _SCORED, _ONE, source="2307.15190"),

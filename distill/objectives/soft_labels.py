@@ -140,6 +140,43 @@ def multilabel_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor
     return loss, chosen.sum().float()
 
 
+def soft_spans(
+    student: Tensor, teacher: Tensor, *, scored: Tensor, inside: Tensor, temperature: float | Tensor = 4.0
+) -> SumCount:
+    """`soft_labels` over the tokens of a text: one distribution of starts, one of ends.
+
+    Args:
+        student: Logits (B, L, 2).
+        teacher: The same shape.
+        scored: bool (B, 2); which starts and ends count.
+        inside: bool (B, L); tokens at which an answer may start or end, the others are ruled out.
+        temperature: T > 0.
+
+    Raises:
+        ObjectiveError: The shapes differ or the temperature is not above 0.
+    """
+    same_shape(student, teacher)
+    mine_B2L, theirs_B2L = _over_tokens(student, inside), _over_tokens(teacher, inside)
+    return soft_labels(mine_B2L, theirs_B2L, scored=scored, temperature=temperature)
+
+
+def span_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor, scored: Tensor, inside: Tensor) -> SumCount:
+    """Cross-entropy with the gold start and the gold end, each over the tokens of a text.
+
+    Args:
+        student: Logits (B, L, 2).
+        teacher: Not read.
+        labels: int64 (B, 2), tokens; -100 where there is none.
+        scored: bool (B, 2); which starts and ends count.
+        inside: bool (B, L); tokens at which an answer may start or end, the others are ruled out.
+    """
+    return hard_labels(_over_tokens(student, inside), None, labels=labels, scored=scored)
+
+
+def _over_tokens(logits_BL2: Tensor, inside_BL: Tensor) -> Tensor:
+    return logits_BL2.float().masked_fill(~inside_BL.unsqueeze(-1), -torch.inf).transpose(1, 2)
+
+
 def row_temperature(temperature: float | Tensor, scored: Tensor, like: Tensor) -> Tensor:
     """The temperature to divide scored rows by: (N, 1) for a temperature of each row, else a scalar."""
     if isinstance(temperature, Tensor) and temperature.dim():

@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from distill.errors import TeacherError
 from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
 from distill.tasks.multi_label import MultiLabelClassification
+from distill.tasks.question_answering import QuestionAnswering
 from distill.tasks.regression import Regression
 from distill.tasks.text_classification import TextClassification
 from distill.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (TextClassification(), MultiLabelClassification(), Regression(), TokenClassification())
+    task.name: task
+    for task in (
+        TextClassification(),
+        MultiLabelClassification(),
+        Regression(),
+        TokenClassification(),
+        QuestionAnswering(),
+    )
 }
 
 __all__ = ["TASKS", "Batch", "Encoded", "GraphSpec", "Padding", "Task", "concatenate", "find_task"]

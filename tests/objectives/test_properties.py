@@ -21,7 +21,8 @@ def loss(request):
 
 REAL = {"regression_labels": torch.randn(B), "multilabel_labels": torch.randint(0, 2, (B, C)).float()}
 """Labels of the losses that read real-valued ones."""
-SHAPES_BY_NAME = {"regression_labels": (B, 1)}
+SHAPES_BY_NAME = {"regression_labels": (B, 1), "soft_spans": (B, L, 2), "span_labels": (B, L, 2)}
+SPANS = ("soft_spans", "span_labels")
 
 
 def a_batch(loss=None):
@@ -33,7 +34,13 @@ def a_batch(loss=None):
     scored = torch.tensor([True, True, False, True])
     if labels.dim() > 1:
         scored[:] = True  # a unit of several labels a row knows of no row that is not scored
-    return {"attention_mask": mask, "scored": scored, "labels": labels}
+    batch = {"attention_mask": mask, "scored": scored, "labels": labels}
+    if loss is not None and loss.name in SPANS:
+        inside = mask.bool()
+        inside[0, 1:3] = False  # the question
+        spans = {"labels": torch.tensor([[3, 5], [-100, -100], [1, 2], [0, 0]]), "inside": inside}
+        batch |= {**spans, "scored": scored[:, None].expand(-1, 2)}
+    return batch
 
 
 def features(loss, seed, dtype=torch.float64):
@@ -88,7 +95,7 @@ def test_no_gradient_reaches_the_teacher(loss):
 
 def padded(values, loss, more):
     """The same rows with `more` positions of garbage behind each."""
-    axes = TOKEN_AXES.get(loss.feature or "logits", (loss.layers_per_item,))
+    axes = (1,) if loss.name in SPANS else TOKEN_AXES.get(loss.feature or "logits", (loss.layers_per_item,))
     sizes = [size + more if axis in axes else size for axis, size in enumerate(values.shape)]
     wide = 50.0 * torch.randn(sizes, generator=torch.Generator().manual_seed(9), dtype=values.dtype)
     wide[tuple(slice(size) for size in values.shape)] = values
@@ -98,7 +105,8 @@ def padded(values, loss, more):
 @pytest.mark.parametrize("more", [1, 6])
 def test_padding_changes_neither_value_nor_gradient(loss, more):
     batch, student, teacher = a_batch(loss), features(loss, 1), features(loss, 2)
-    wide = dict(batch, attention_mask=torch.nn.functional.pad(batch["attention_mask"], (0, more)))
+    tokens = {name: batch[name] for name in ("attention_mask", "inside") if name in batch}
+    wide = batch | {name: torch.nn.functional.pad(value, (0, more)) for name, value in tokens.items()}
     short, long = student.clone().requires_grad_(), padded(student, loss, more).requires_grad_()
     one, one_count = compute(loss, short, teacher, batch)
     other, other_count = compute(loss, long, padded(teacher, loss, more), wide)
