@@ -318,6 +318,15 @@ def verify(
         raise verdict.error()
 
 
+@app.command("export-text")
+def export_text(bundle: BundlePath) -> None:
+    """Add onnx/model_text.onnx to a bundle, which takes texts: its tokenizer is in the graph."""
+    module = _train_module("distill.export.text")
+    with _display() as display:
+        path = module.export_text(bundle, progress=display)
+    typer.echo(f"Wrote {path}: the same tokens for {module.STRINGS:,} odd texts and the golden ones.")
+
+
 @app.command("demo-page")
 def demo_page(
     bundle: BundlePath,

@@ -13,7 +13,7 @@ from distill.recipe import Recipe
 RUNNER = CliRunner()
 COMMANDS = [
     *("new", "compress", "finetune", "label", "train", "evaluate", "export", "report"),
-    *("demo", "bench", "predict", "verify", "demo-page", "push", "student"),
+    *("demo", "bench", "predict", "verify", "export-text", "demo-page", "push", "student"),
 ]
 
 

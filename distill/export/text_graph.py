@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,25 +25,32 @@ PROTECTED = 0xF0001  # the first of as many private characters as there are spec
 PRIVATE = "[\U000f0000-\U000f00ff]"
 HOLE = "\U000f0100"  # for a private character of the text, so that nothing closes up where it was: also deleted
 MARK_ID = -2
+LONG_RUN = 256
+"""Neighbours of one kind that a pattern takes rather than the table; few, for patterns are compiled at each call."""
 
 
 @dataclass
 class Nodes:
     """ONNX nodes and constants in the making, each under a name that no other has."""
 
+    prefix: str = "text"
     nodes: list[NodeProto] = field(default_factory=list)
     constants: list[TensorProto] = field(default_factory=list)
 
     def __call__(self, kind: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
         """Adds a node; gives the name of its output, or of all of them."""
-        names = [f"text/{kind}_{len(self.nodes)}_{number}" for number in range(outputs)]
-        name = f"text/{kind}_{len(self.nodes)}"
+        names = [f"{self.prefix}/{kind}_{len(self.nodes)}_{number}" for number in range(outputs)]
+        name = f"{self.prefix}/{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
         return names[0] if outputs == 1 else names
 
+    def name(self, value: str, name: str) -> None:
+        """Gives a value a name for the outside."""
+        self.nodes.append(helper.make_node("Identity", [value], [name], name=f"{self.prefix}/{name}"))
+
     def value(self, value: Any) -> str:
         """A constant of whole numbers or strings."""
-        name = f"text/constant_{len(self.constants)}"
+        name = f"{self.prefix}/constant_{len(self.constants)}"
         array = np.asarray(value)
         if array.dtype.kind == "U":
             flat = [str(text).encode() for text in array.reshape(-1)]
@@ -68,13 +77,14 @@ class Letters:
     changed: dict[str, str]
 
 
-def wordpiece(tokenizer: Tokenizer, texts: str, max_length: int) -> tuple[Nodes, dict[str, str]]:
+def wordpiece(tokenizer: Tokenizer, texts: str, max_length: int, padding: int) -> tuple[Nodes, dict[str, str]]:
     """Nodes that tokenize a batch of texts.
 
     Args:
         tokenizer: With BERT's normalizer, pre-tokenizer and special tokens around a text.
         texts: Name of the string input, (B,).
         max_length: Tokens of a row at most, special tokens included.
+        padding: Id behind the shorter rows.
 
     Returns:
         The nodes, and by name of the model's input the output that gives it, (B, L) int64.
@@ -86,10 +96,10 @@ def wordpiece(tokenizer: Tokenizer, texts: str, max_length: int) -> tuple[Nodes,
     refuse_other_kinds(facts)
     node = Nodes()
     special = [token["content"] for token in facts.get("added_tokens", [])]
-    words = _words(node, _rows(node, texts, special), letters_of(tokenizer), special)
-    ids, ends = _pieces(node, words, facts["model"], tokenizer.get_vocab())
-    ends_with = [tokenizer.token_to_id(name) for name in around(facts)]
-    return node, _batch(node, ids, ends, max_length, ends_with, _padding(tokenizer))
+    words = _words(node, _rows(node, texts, special), letters_of(facts), special)
+    vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    ids, ends = _pieces(node, words, facts["model"], vocab)
+    return node, _batch(node, ids, ends, max_length, [vocab[name] for name in around(facts)], padding)
 
 
 def refuse_other_kinds(facts: dict[str, Any]) -> None:
@@ -125,12 +135,19 @@ def around(facts: dict[str, Any]) -> list[str]:
     return names if [next(iter(piece)) for piece in pieces] == ["SpecialToken", "Sequence", "SpecialToken"] else []
 
 
-def _padding(tokenizer: Tokenizer) -> int:
-    return int((tokenizer.padding or {}).get("pad_id", tokenizer.token_to_id("[PAD]") or 0))
+def letters_of(facts: dict[str, Any]) -> Letters:
+    """Asks a tokenizer's normalizer and pre-tokenizer about every character there is, 1.1 million; some seconds.
+
+    Args:
+        facts: Its tokenizer.json.
+    """
+    parts = {part: facts[part] for part in ("normalizer", "pre_tokenizer")}
+    return _letters(json.dumps({**parts, "model": {"type": "BPE", "vocab": {}, "merges": []}}))
 
 
-def letters_of(tokenizer: Tokenizer) -> Letters:
-    """Asks the tokenizer about every character there is, 1.1 million; a few seconds."""
+@cache
+def _letters(facts: str) -> Letters:
+    tokenizer = Tokenizer.from_str(facts)
     normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     dropped, spaces, alone = "", "", ""
     changed: dict[str, str] = {}
@@ -143,32 +160,44 @@ def letters_of(tokenizer: Tokenizer) -> Letters:
             shapes[letter] = {1: letter, 2: " "}.get(len(pieces), f" {letter} ")
         return shapes[letter]
 
-    for code in (*range(1, 0xD800), *range(0xE000, 0x110000)):
-        letter = chr(code)
-        if re.match(PRIVATE, letter):  # none is left when this is asked
+    for block in _blocks():
+        if normalizer.normalize_str(block) == "":  # most of the code space: unassigned or private
+            dropped += block
             continue
-        made = "".join(map(shape, normalizer.normalize_str(letter)))
-        made = re.sub(" +", " ", made)
-        if made == "":
-            dropped += letter
-        elif made == " ":
-            spaces += letter
-        elif made == f" {letter} ":
-            alone += letter
-        elif made != letter:
-            changed[letter] = made
+        for letter in block:
+            made = re.sub(" +", " ", "".join(map(shape, normalizer.normalize_str(letter))))
+            if made == "":
+                dropped += letter
+            elif made == " ":
+                spaces += letter
+            elif made == f" {letter} ":
+                alone += letter
+            elif made != letter:
+                changed[letter] = made
     return Letters(dropped, spaces, alone, changed)
 
 
-def ranges(letters: str) -> str:
-    """A class for RE2 that matches these letters."""
-    codes = sorted(map(ord, letters))
-    runs: list[list[int]] = []
-    for code in codes:
+def _blocks() -> Iterator[str]:
+    """Every character that a text can hold when this is asked, 256 at a time."""
+    for begin in range(0, 0x110000, 256):
+        if not 0xD800 <= begin < 0xE000 and begin != ord(MARK):  # surrogates, and the graph's own private ones
+            yield "".join(map(chr, range(max(begin, 1), begin + 256)))
+
+
+def runs_of(letters: str) -> tuple[list[tuple[int, int]], str]:
+    """The long runs of neighbouring characters, first and last code of each, and the letters that are in none."""
+    runs: list[tuple[int, int]] = []
+    for code in sorted(map(ord, letters)):
         if runs and code == runs[-1][1] + 1:
-            runs[-1][1] = code
+            runs[-1] = (runs[-1][0], code)
         else:
-            runs.append([code, code])
+            runs.append((code, code))
+    few = "".join(chr(code) for low, high in runs if high - low < LONG_RUN for code in range(low, high + 1))
+    return [(low, high) for low, high in runs if high - low >= LONG_RUN], few
+
+
+def _class(runs: list[tuple[int, int]]) -> str:
+    """A class of characters for RE2."""
     return "[" + "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in runs) + "]"
 
 
@@ -193,11 +222,13 @@ def _rows(node: Nodes, texts: str, special: list[str]) -> str:
 
 def _words(node: Nodes, text: str, letters: Letters, special: list[str]) -> str:
     """The words of all rows, (W,); MARK and special tokens are words."""
-    text = _replace(node, text, ranges(letters.dropped), "")
-    text = _replace(node, text, ranges(letters.spaces), " ")
-    text = _replace(node, text, f"({ranges(letters.alone)})", r" \1 ")
     changed = {MARK: f" {MARK} ", **{chr(PROTECTED + n): f" {token} " for n, token in enumerate(special)}}
     changed |= letters.changed
+    for few, form in ((letters.dropped, ""), (letters.spaces, " "), (letters.alone, " {} ")):
+        runs, rest = runs_of(few)
+        changed |= {letter: form.format(letter) for letter in rest}
+        if runs:
+            text = _replace(node, text, f"({_class(runs)})", form.format(r"\1"))
     every = node.value(["(?s)(.)"])
     split = node("StringRegexSplitWithOffsets", text, every, every, domain=CONTRIB, outputs=4)[0]
     codes = node(

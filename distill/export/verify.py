@@ -86,7 +86,7 @@ def verify_bundle(folder: str | Path, *, tolerance: float = TOLERANCE) -> Verifi
     manifest = _read_manifest(folder)
     verdict = Verification(folder)
     _check(verdict, "files", lambda: _files(folder, manifest))
-    _check(verdict, "single files", lambda: _single_files(folder))
+    _check(verdict, "single files", lambda: _single_files(folder, manifest))
     for file in (QUANTIZED, FULL):
         name = file.rsplit("/", 1)[1]
         _check(verdict, f"{name} loads", lambda file=file: _labels(Bundle.load(folder, file=file), manifest))  # type: ignore[misc]
@@ -144,8 +144,8 @@ def _problem(folder: Path, name: str, sha256: str) -> str:
     return "" if sha256_file(path) == sha256 else f"{name} has changed since it was shipped"
 
 
-def _single_files(folder: Path) -> str:
-    for name in (QUANTIZED, FULL):
+def _single_files(folder: Path, manifest: dict[str, Any]) -> str:
+    for name in sorted({QUANTIZED, FULL, *(name for name in manifest["files"] if name.endswith(".onnx"))}):
         refuse_external_data(inside(folder, name))
     return "no ONNX file points outside itself"
 
