@@ -48,7 +48,8 @@ class TorchPredictor:
             output = self._model(**inputs)
         self._model.train(training)
         found = self._task.read(output)
-        return self._task.postprocess({name: value.float().cpu().numpy() for name, value in found.items()})
+        values = {name: value.float().cpu().numpy() for name, value in found.items()}
+        return self._task.postprocess({**values, "attention_mask": batch["attention_mask"]})
 
 
 class MeanPredictor:
@@ -115,6 +116,8 @@ def predict_rows(
             batch = task.collate(rows, padding)
             tokens = batch["attention_mask"].sum(axis=1) if by_token else ()
             for key, value in predictor.predict(batch).items():
+                if key in task.unmeasured:
+                    continue
                 parts = [row[:count] for row, count in zip(value, tokens, strict=True)] if key in by_token else value
                 collected.setdefault(key, []).extend(parts)
             stage.advance(len(rows))

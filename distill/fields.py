@@ -42,6 +42,7 @@ class Target:
         names: Label names in a value; None where labels are no names.
         rename: A value with other names.
         fits: What is wrong with a label beside its text and second text.
+        column: There is such a column; without, every row has None.
     """
 
     feature: Any
@@ -49,6 +50,7 @@ class Target:
     names: Callable[[Any], Sequence[str]] | None = None
     rename: Callable[[Any, Mapping[str, str]], Any] = lambda value, new: value
     fits: Callable[[Any, Any, Any], str | None] = lambda text, pair, value: None
+    column: bool = True
 
 
 def _read_text(value: Any, column: str) -> Read:
@@ -207,5 +209,6 @@ TARGETS: dict[str, Target] = {
         {"text": _TEXTS, "answer_start": datasets.Sequence(datasets.Value("int64"))}, _read_span, fits=_in_context
     ),
     "number": Target(datasets.Value("float64"), _read_number),
+    "nothing": Target(_TEXT, lambda value, column, names: (None, None), column=False),
 }
 """By the name that `Task.target` gives."""

@@ -11,7 +11,7 @@ import transformers
 
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
-from distill.files import replace_folder
+from distill.files import replace_folder, write_json
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms, translate
 from distill.recipe import TrainingRecipe
@@ -121,7 +121,7 @@ def train(run: Run) -> dict[str, Any]:
 
 def baseline(run: Run) -> dict[str, Any]:
     """Trains the same student on the labels alone, with the same budget of steps: the honest comparison."""
-    if not run.recipe.training.baseline:
+    if not run.has_baseline:
         return {}
     final = run.folder / "baseline"
 
@@ -168,6 +168,9 @@ def _fit(
 
     def save(folder: Path) -> None:
         checkpoint.save(folder)
+        for name, value in task.files(checkpoint.model.config, run.recipe.data.max_length).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(folder / name, value)
 
     curve = fit(
         checkpoint.model,
@@ -218,7 +221,7 @@ def _say_labels(run: Run) -> None:
 def measure(run: Run) -> dict[str, Any]:
     """Measures teacher, student and baseline on the test data, in fp32 PyTorch, and keeps what they said."""
     roles = {"teacher": run.source, "student": str(run.folder / "student")}
-    if run.recipe.training.baseline:
+    if run.has_baseline:
         roles["baseline"] = str(run.folder / "baseline")
 
     def work() -> dict[str, Any]:
@@ -248,5 +251,5 @@ def measure(run: Run) -> dict[str, Any]:
             run.progress.say(line)
         return {"models": models, "summary": lines}
 
-    inputs = {"train": run.train_inputs(run.objective()[0]), "baseline": run.recipe.training.baseline}
+    inputs = {"train": run.train_inputs(run.objective()[0]), "baseline": run.has_baseline}
     return run.ledger.once("evaluate", inputs, work, makes=[run.work / "teacher_test.npz"])

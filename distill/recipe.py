@@ -204,7 +204,13 @@ class Recipe(_Section):
 
     name: str = Field("", description="Name of the bundle; the recipe file's name when empty.")
     task: Literal[
-        "auto", "text-classification", "multi-label", "question-answering", "regression", "token-classification"
+        "auto",
+        "text-classification",
+        "multi-label",
+        "question-answering",
+        "regression",
+        "sentence-embedding",
+        "token-classification",
     ] = Field("auto", description="`auto` reads it from the teacher's architecture.")
     output: str = Field("", description="Folder for everything this run makes; `runs/NAME` when empty.")
     seed: int = Field(0, ge=0, description="One seed, one result.")

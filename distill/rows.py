@@ -103,6 +103,7 @@ def content_fraction(key: bytes, salt: str = "") -> float:
 
 def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: bool = True) -> Rows:
     """The rows that can be used; the others are an error or, where asked for, skipped and counted."""
+    labelled = labelled and columns.target.column
     texts = table.column(columns.text, "data.text")
     pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
     raw = table.column(columns.label, "data.label") if labelled else [None] * len(texts)

@@ -19,6 +19,7 @@ from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import ObjectiveError, RecipeError, TeacherError
+from distill.evaluation import TorchPredictor, predict_rows
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -29,6 +30,7 @@ from distill.recipe import Recipe
 from distill.start import start_student
 from distill.student import Student
 from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
+from distill.tasks.base import Array
 from distill.teacher import (
     Checkpoint,
     LiveTeacher,
@@ -60,6 +62,7 @@ class Run:
         self.recipe, self.ledger, self.progress = recipe, ledger, progress
         self.folder = recipe.folder
         self.work = self.folder / "work"
+        self._said: dict[str, Array] = {}
 
     @cached_property
     def card(self) -> TeacherCard | None:
@@ -182,7 +185,26 @@ class Run:
 
     def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
-        return encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
+        encoded = encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
+        if self.task.follows and any(rows is split for split in (self.splits.validation, self.splits.test)):
+            said = {**encoded.given, self.task.follows: self.said_by_teacher(rows)}
+            encoded = replace(encoded, given=said)
+        return encoded
+
+    def said_by_teacher(self, rows: Any) -> Array:
+        """The teacher's output for a split that the task takes for labels."""
+        place = "validation" if rows is self.splits.validation else "test"
+        if place not in self._said:
+            teacher, limit = self.teacher, self.recipe.data.max_length
+            encoded = encode_rows(self.task, rows, teacher.tokenizer, limit, teacher.labels)
+            found = predict_rows(TorchPredictor(teacher.model, self.task), encoded, self.task, teacher.padding)
+            self._said[place] = found[self.task.follows]
+        return self._said[place]
+
+    @property
+    def has_baseline(self) -> bool:
+        """The same student is trained without its teacher too: asked for, and there are labels to learn from."""
+        return self.recipe.training.baseline and not self.task.follows
 
     @cached_property
     def free_text(self) -> datasets.Dataset:
@@ -384,6 +406,10 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(f"`data.text_pair` must be empty for {task.name}; got {recipe.data.text_pair!r}")
     if recipe.data.augment.copies and not task.augments:
         problems.append(f"`data.augment.copies` must be 0 for {task.name}: new texts have no place for its labels")
+    if task.follows and not (recipe.teacher.checkpoint or recipe.teacher.card):
+        problems.append(f"`teacher.checkpoint` must be given for {task.name}: there are no labels to fine-tune on")
+    if task.follows and recipe.teacher.ensemble:
+        problems.append(f"`teacher.ensemble` must be empty for {task.name}; got {recipe.teacher.ensemble!r}")
     if problems:
         raise RecipeError(problems, where="recipe")
 

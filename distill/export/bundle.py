@@ -39,6 +39,7 @@ class Contents:
         recipe_toml: The resolved recipe.
         versions: Of the libraries that made it.
         data_source: Where the training data came from, for the model card.
+        beside: Further files of `model_folder` that other libraries read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Contents:
     recipe_toml: str
     versions: Mapping[str, str]
     data_source: str = ""
+    beside: Sequence[str] = ()
 
 
 def write_bundle(folder: Path, contents: Contents) -> None:
@@ -76,6 +78,9 @@ def _fill(folder: Path, contents: Contents) -> None:
             shutil.copyfile(source, folder / name)
         elif name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             raise BundleError(f"{name} is missing", where=str(contents.model_folder), fix="Train the student again.")
+    for name in contents.beside:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(contents.model_folder / name, folder / name)
     _cut_at(folder / "tokenizer_config.json", contents.max_length)
     write_text(folder / "recipe.toml", contents.recipe_toml)
     bundle = Bundle.load(folder)

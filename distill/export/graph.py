@@ -195,7 +195,10 @@ class _Positional(nn.Module):
         self.model, self.spec = model, spec
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.spec.head(self.model(**dict(zip(self.spec.inputs, inputs, strict=True)), return_dict=True))
+        named = dict(zip(self.spec.inputs, inputs, strict=True))
+        if self.spec.run is not None:
+            return self.spec.run(self.model, named)
+        return self.spec.head(self.model(**named, return_dict=True))
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -59,6 +59,12 @@ CARDS = {
         "(batch, length, {count})",
         code='for one in bundle("a text").entities:\n    print(one.label, one.text, one.start, one.end)',
     ),
+    "sentence-embedding": Card(
+        "sentence-similarity",
+        "gives a vector of length 1, the output `sentence_embedding`: the product of two is their similarity",
+        "(batch, length, width) and (batch, width)",
+        code='print(bundle("a text").vector)\nprint(bundle("a text", "another one").similarity)',
+    ),
 }
 """By task."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
+from distill.heads.embedding import Embedder, Embedding, Similarity
 from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
 from distill.heads.tagging import Entity, Tagger, Tagging
@@ -18,6 +19,7 @@ HEADS: dict[str, Head] = {
     "question-answering": Reader(),
     "regression": Regressor(),
     "token-classification": Tagger(),
+    "sentence-embedding": Embedder(),
 }
 """By task."""
 
@@ -26,6 +28,8 @@ __all__ = [
     "Answer",
     "Asked",
     "Classifier",
+    "Embedder",
+    "Embedding",
     "Entity",
     "Head",
     "Label",
@@ -34,6 +38,7 @@ __all__ = [
     "Prediction",
     "Reader",
     "Regressor",
+    "Similarity",
     "Span",
     "Tagger",
     "Tagging",

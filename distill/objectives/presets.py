@@ -48,6 +48,12 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "labels+logits": (_LABELS, _SOFT),
     "labels+logits+hidden": (_LABELS, _SOFT, _HIDDEN),
     "labels+logits+relations": (_LABELS, _SOFT, *_RELATIONS),
+    # One vector a text and its similarities to others of the batch, beside hidden states (projected where narrower).
+    "embedding": (
+        {"loss": "embedding", "layers": "final"},
+        {"loss": "pairwise_cosine", "layers": "final", "weight": 10.0},
+        _HIDDEN,
+    ),
     # TextBrewer's DistillationConfig as it comes: no hard labels, no intermediate matches.
     "textbrewer-default": ({**_SOFT, "options": {"convention": "textbrewer"}},),
     # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.

@@ -9,6 +9,7 @@ from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concate
 from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
 from distill.tasks.regression import Regression
+from distill.tasks.sentence_embedding import SentenceEmbedding
 from distill.tasks.text_classification import TextClassification
 from distill.tasks.token_classification import TokenClassification
 
@@ -20,6 +21,7 @@ TASKS: dict[str, Task] = {
         Regression(),
         TokenClassification(),
         QuestionAnswering(),
+        SentenceEmbedding(),
     )
 }
 

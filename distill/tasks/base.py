@@ -123,12 +123,14 @@ class GraphSpec:
         outputs: Names in order; what existing clients look for comes first.
         head: From the model's own output to the tensors named in `outputs`.
         axes: Dynamic axes of each input and output: position to name.
+        run: From the model and its inputs by name to those tensors, where the model's output alone is not enough.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     head: Callable[[Any], tuple[Any, ...]]
     axes: Mapping[str, Mapping[int, str]]
+    run: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] | None = None
 
 
 class Task(ABC):
@@ -151,6 +153,8 @@ class Task(ABC):
         pairs: `data.text_pair` may be used, must be (`required`), or must not (`none`).
         named: Classes have names, matched by name between teacher and data.
         augments: New texts can be made from the training texts.
+        follows: Output whose values by the teacher stand for labels, in `Encoded.given` too; else empty.
+        unmeasured: Outputs of the graph that no measure reads.
     """
 
     name: ClassVar[str]
@@ -167,6 +171,8 @@ class Task(ABC):
     pairs: ClassVar[Literal["allowed", "required", "none"]] = "none"
     named: ClassVar[bool] = True
     augments: ClassVar[bool] = False
+    follows: ClassVar[str] = ""
+    unmeasured: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
@@ -195,7 +201,11 @@ class Task(ABC):
 
     @abstractmethod
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
-        """Adds to a PyTorch model's outputs what the exported graph adds to them."""
+        """Adds to a PyTorch model's outputs what the exported graph adds to them.
+
+        Args:
+            outputs: What `read` found, and `attention_mask`.
+        """
 
     @property
     def by_token(self) -> frozenset[str]:
@@ -213,6 +223,10 @@ class Task(ABC):
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
         config.problem_type = self.problem
+
+    def files(self, config: Any, max_length: int) -> dict[str, Any]:
+        """By path, JSON that other libraries read beside a saved model."""
+        return {}
 
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
         """A label of the data as `encode` takes it: names are replaced by class numbers; None where there is none."""
