@@ -187,7 +187,7 @@ class Run:
         """Token ids and class numbers of a split as `checkpoint` has them."""
         encoded = encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
         if self.task.follows and any(rows is split for split in (self.splits.validation, self.splits.test)):
-            said = {**encoded.given, self.task.follows: self.said_by_teacher(rows)}
+            said: dict[str, Any] = {**encoded.given, self.task.follows: self.said_by_teacher(rows)}
             encoded = replace(encoded, given=said)
         return encoded
 
