@@ -36,8 +36,8 @@ def attention_mse(
         mask: (B, L).
         heads: `mean` and `sum` merge the scores over heads first (TextBrewer's `att_mse_sum_loss`).
         convention: `tinybert` (1909.10351) averages over all B * A * L * L pairs; scores of masked keys, which are
-            below -100 there, count as 0 in both. `textbrewer` sums over heads and valid pairs and divides by the
-            number of pairs, sum_b n_b^2 (att_mse_loss).
+            below -100 there, count as 0 in both. `textbrewer` averages over heads and over all valid pairs of the
+            batch, sum_b n_b^2 (att_mse_loss).
 
     Raises:
         ObjectiveError: The numbers of heads differ.
@@ -47,7 +47,7 @@ def attention_mse(
     pairs_BLL = mask.float().unsqueeze(1) * mask.float().unsqueeze(2)
     squares_BLL = (student.float() - teacher.float()).square().mean(1)
     if convention == "textbrewer":
-        return (squares_BLL * pairs_BLL).sum() * student.shape[1], pairs_BLL.sum()
+        return (squares_BLL * pairs_BLL).sum(), pairs_BLL.sum()
     if convention == "tinybert":
         keys_BLL = mask.float().unsqueeze(1).expand_as(squares_BLL)
         batch, length = mask.shape
@@ -73,7 +73,14 @@ def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads
     return _divergence(student, teacher.detach(), mask)
 
 
-def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads = "each") -> SumCount:
+def attention_ce(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    heads: Heads = "each",
+    convention: Literal["distill", "mobilebert"] = "distill",
+) -> SumCount:
     """Cross-entropy of each query's attention, averaged over heads (MobileBERT, 2004.02984): the same gradient as KL.
 
     Args:
@@ -81,6 +88,7 @@ def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads
         teacher: (B, A, L, L), as many heads unless they are merged.
         mask: (B, L).
         heads: `mean` and `sum` merge the scores over heads before the softmax (TextBrewer's `att_ce_mean_loss`).
+        convention: `mobilebert` counts padded queries as well and divides by B * L (run_pretraining.py).
 
     Raises:
         ObjectiveError: The numbers of heads differ.
@@ -90,6 +98,8 @@ def attention_ce(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads
     log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
     p_BALL = _masked(teacher.float().detach(), mask).softmax(-1)
     each_BL = -(p_BALL * log_q_BALL).sum(-1).mean(1)
+    if convention == "mobilebert":
+        return each_BL.sum(), _positions(mask)
     return (each_BL * mask).sum(), mask.sum().float()
 
 
@@ -120,29 +130,80 @@ def relation(
     scores = [_self_relation(states, heads) for states in (student.float(), teacher.float().detach())]
     if convention == "paddle":
         total, _ = _divergence(scores[0], scores[1], mask, every_query=True)
-        return total, mask.new_tensor(float(mask.numel()), dtype=torch.float32)
+        return total, _positions(mask)
     return _divergence(scores[0], scores[1], mask)
 
 
-def sample_relation(student: Tensor, teacher: Tensor, *, mask: Tensor, relation_heads: int = 0) -> SumCount:
+def head_relation(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    relation_heads: int = 0,
+    convention: Literal["distill", "paddle"] = "distill",
+) -> SumCount:
+    """KL divergence of the relations between the heads of one token (PP-MiniLM's head-head relation).
+
+    Queries, keys or values are split into R heads as for `relation`; at each token softmax(X X^T / sqrt(d)) then runs
+    over its heads, R x R.
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        relation_heads: R, 2 or more; 0 takes the largest number up to 48 that divides both widths into heads of 8 or
+            more.
+        convention: `paddle` counts padding as well and divides by B * L (calc_multi_relation_loss).
+
+    Raises:
+        ObjectiveError: R does not divide both widths, or is 1.
+    """
+    heads = relation_heads or shared_heads(student.shape[-1], teacher.shape[-1])
+    if heads < 2:
+        raise ObjectiveError(
+            f"{heads} relation head has no other head to relate to",
+            where="objective",
+            fix="Set relation_heads to 2 or more, or take the relation between tokens.",
+        )
+    log_q_BLRR, log_p_BLRR = (
+        (split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])).log_softmax(-1)
+        for split in (_split(states, heads).transpose(1, 2) for states in (student.float(), teacher.float().detach()))
+    )
+    each_BL = (log_p_BLRR.exp() * (log_p_BLRR - log_q_BLRR)).sum(-1).mean(-1)
+    if convention == "paddle":
+        return each_BL.sum(), _positions(mask)
+    # Padding may hold anything, so it is replaced and not multiplied away.
+    return torch.where(mask > 0, each_BL, 0.0).sum(), mask.sum().float()
+
+
+def sample_relation(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    relation_heads: int = 0,
+    convention: Literal["distill", "paddle"] = "distill",
+) -> SumCount:
     """KL divergence of the relations between rows of the batch, position by position (PP-MiniLM).
 
     Queries, keys or values are split into R heads as for `relation`; at each position softmax(X X^T / sqrt(d)) then
-    runs over the rows that have a token there (PaddleNLP's `calc_multi_relation_loss`, which counts padding too). The
-    value depends on which rows share a batch.
+    runs over the rows that have a token there. The value depends on which rows share a batch.
 
     Args:
         student: (B, L, H of the student).
         teacher: (B, L, H of the teacher).
         mask: (B, L).
         relation_heads: R; 0 takes the largest number up to 48 that divides both widths into heads of 8 or more.
+        convention: `paddle` lets every row take part at every position, padding too, and divides by B * L
+            (calc_multi_relation_loss, whose mask falls on whole rows of the softmax and so changes nothing).
 
     Raises:
         ObjectiveError: R does not divide both widths.
     """
+    everywhere = torch.ones_like(mask) if convention == "paddle" else mask
     # Rows take the place of positions, and positions that of rows.
     return relation(
-        student.transpose(0, 1), teacher.transpose(0, 1), mask=mask.transpose(0, 1), relation_heads=relation_heads
+        student.transpose(0, 1), teacher.transpose(0, 1), mask=everywhere.transpose(0, 1), relation_heads=relation_heads
     )
 
 
@@ -153,6 +214,16 @@ def shared_heads(student: int, teacher: int) -> int:
 
 
 def _self_relation(states_BLH: Tensor, heads: int) -> Tensor:
+    split_BRLD = _split(states_BLH, heads)
+    return split_BRLD @ split_BRLD.transpose(-1, -2) / math.sqrt(split_BRLD.shape[-1])
+
+
+def _split(states_BLH: Tensor, heads: int) -> Tensor:
+    """(B, R, L, d): the width cut into R heads.
+
+    Raises:
+        ObjectiveError: R does not divide it.
+    """
     batch, length, width = states_BLH.shape
     if width % heads:
         divisors = [number for number in range(1, 65) if width % number == 0]
@@ -161,8 +232,12 @@ def _self_relation(states_BLH: Tensor, heads: int) -> Tensor:
             where="objective",
             fix=f"Set relation_heads to one of {', '.join(map(str, divisors))}.",
         )
-    split_BRLD = states_BLH.view(batch, length, heads, width // heads).transpose(1, 2)
-    return split_BRLD @ split_BRLD.transpose(-1, -2) / math.sqrt(width // heads)
+    return states_BLH.reshape(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """B * L: what code divides by that counts padding."""
+    return mask.new_tensor(float(mask.numel()), dtype=torch.float32)
 
 
 def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, *, every_query: bool = False) -> SumCount:

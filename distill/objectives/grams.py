@@ -28,7 +28,22 @@ def nst(student: Tensor, teacher: Tensor, *, mask: Tensor) -> SumCount:
     Returns:
         Sum over valid pairs, and their number, sum_b n_b^2.
     """
-    s_BLL, t_BLL = (_token_gram(_clean(states, mask)) for states in (student, teacher.detach()))
+    return mmd((student, student), (teacher, teacher), mask=mask)
+
+
+def mmd(student: Layers, teacher: Layers, *, mask: Tensor) -> SumCount:
+    """As `nst`, with tokens of one layer against tokens of the next: G = X_low X_high^T / H (TextBrewer's `mmd_loss`).
+
+    Args:
+        student: (B, L, H of the student) of the lower and the upper layer.
+        teacher: (B, L, H of the teacher) of both.
+        mask: (B, L).
+
+    Returns:
+        Sum over valid pairs, and their number, sum_b n_b^2.
+    """
+    s_BLL = _token_gram(*(_clean(states, mask) for states in student))
+    t_BLL = _token_gram(*(_clean(states.detach(), mask) for states in teacher))
     lengths_B = mask.sum(1)
     return (s_BLL - t_BLL).square().sum(), (lengths_B * lengths_B).sum().float()
 
@@ -56,8 +71,8 @@ def _clean(states_BLH: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.unsqueeze(-1) > 0, states_BLH.float(), 0.0)
 
 
-def _token_gram(states_BLH: Tensor) -> Tensor:
-    return states_BLH @ states_BLH.transpose(1, 2) / states_BLH.shape[-1]
+def _token_gram(low_BLH: Tensor, high_BLH: Tensor) -> Tensor:
+    return low_BLH @ high_BLH.transpose(1, 2) / low_BLH.shape[-1]
 
 
 def _layer_gram(low_BLH: Tensor, high_BLH: Tensor, mask: Tensor) -> Tensor:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from distill.objectives.attention import attention_ce, attention_kl, attention_mse, relation, sample_relation
+from distill.objectives.attention import (
+    attention_ce,
+    attention_kl,
+    attention_mse,
+    head_relation,
+    relation,
+    sample_relation,
+)
 from distill.objectives.base import Loss, Unit
 from distill.objectives.embedding import embedding
 from distill.objectives.generation import jsd, reverse_kl, total_variation
-from distill.objectives.grams import fsp, nst
+from distill.objectives.grams import fsp, mmd, nst
 from distill.objectives.hidden import feature_map, hidden_cosine, hidden_mse, pkd
-from distill.objectives.relational import contrastive, dist, margin_mse, pairwise_cosine, rkd_angle, rkd_distance, spkd
+from distill.objectives.relational import (
+    candidates_kl,
+    contrastive,
+    dist,
+    margin_mse,
+    pairwise_cosine,
+    pkt,
+    rkd_angle,
+    rkd_distance,
+    spkd,
+)
 from distill.objectives.soft_labels import (
     hard_labels,
     multilabel_labels,
@@ -22,8 +39,8 @@ from distill.objectives.soft_labels import (
 
 _SOFT = {"temperature": 4.0, "standardise": False, "shift": False, "convention": "distill"}
 _RELATION = {"relation_heads": 0, "convention": "distill"}
-_SAMPLES = {"relation_heads": 0}
 _HEADS = {"heads": "each"}
+_STATISTICS = {"means": 0.0, "variances": 0.0}
 _POOLED = {"pooling": "mean"}
 _MARGIN = {"pooling": "mean", "metric": "cosine"}
 _DIST = {"temperature": 1.0, "inter": 1.0, "intra": 1.0}
@@ -56,9 +73,10 @@ _ON_HIDDEN_STATES = (
     Loss("hidden_mse", hidden_mse, "hidden", Unit.TOKENS, _MASK, {"convention": "distill"}, True, source="1909.10351"),
     Loss("hidden_cosine", hidden_cosine, "hidden", Unit.TOKENS, _MASK, projects=True, source="1910.01108"),
     Loss("pkd", pkd, "hidden", Unit.EXAMPLES, _MASK, projects=True, source="1908.09355"),
-    Loss("feature_map", feature_map, "hidden", Unit.TOKENS, _MASK, {"transfer": 0.0}, True, source="2004.02984"),
+    Loss("feature_map", feature_map, "hidden", Unit.TOKENS, _MASK, _STATISTICS, True, source="2004.02984"),
     Loss("embedding", embedding, "hidden", Unit.EXAMPLES, _MASK, _EMBEDDING, True, source="sentence-transformers"),
     Loss("nst", nst, "hidden", Unit.TOKEN_PAIRS, _MASK, source="1707.01219"),
+    Loss("mmd", mmd, "hidden", Unit.TOKEN_PAIRS, _MASK, layers_per_item=2, source="1707.01219"),
     Loss("fsp", fsp, "hidden", Unit.EXAMPLES, _MASK, projects=True, layers_per_item=2, source="CVPR 2017"),
 )
 
@@ -68,16 +86,23 @@ _ON_ATTENTION = (
         source="1909.10351",
     ),
     Loss("attention_kl", attention_kl, "scores", Unit.TOKENS, _MASK, _HEADS, source="2002.10957"),
-    Loss("attention_ce", attention_ce, "scores", Unit.TOKENS, _MASK, _HEADS, source="2004.02984"),
+    Loss(
+        "attention_ce", attention_ce, "scores", Unit.TOKENS, _MASK, {**_HEADS, "convention": "distill"},
+        source="2004.02984",
+    ),
     *(
         Loss(f"{kind}_relation", relation, kind, Unit.TOKENS, _MASK, _RELATION, source="2012.15828")
+        for kind in ("query", "key", "value")
+    ),
+    *(
+        Loss(f"{kind}_head_relation", head_relation, kind, Unit.TOKENS, _MASK, _RELATION, source="PP-MiniLM")
         for kind in ("query", "key", "value")
     ),
 )  # fmt: skip
 
 _ON_BATCHES = (
     *(
-        Loss(f"{kind}_sample_relation", sample_relation, kind, Unit.TOKENS, _MASK, _SAMPLES, in_batch=True,
+        Loss(f"{kind}_sample_relation", sample_relation, kind, Unit.TOKENS, _MASK, _RELATION, in_batch=True,
              source="PP-MiniLM")
         for kind in ("query", "key", "value")
     ),
@@ -85,6 +110,11 @@ _ON_BATCHES = (
     Loss("rkd_angle", rkd_angle, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1904.05068"),
     Loss("spkd", spkd, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1907.09682"),
     Loss("margin_mse", margin_mse, "hidden", Unit.BATCHES, _MASK, _MARGIN, in_batch=True, source="2010.02666"),
+    Loss("pkt", pkt, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="1803.10837"),
+    Loss(
+        "candidates_kl", candidates_kl, "hidden", Unit.BATCHES, _MASK, {"temperature": 1.0, **_MARGIN}, in_batch=True,
+        source="sentence-transformers",
+    ),
     Loss("pairwise_cosine", pairwise_cosine, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="SetFit"),
     Loss(
         "contrastive", contrastive, "hidden", Unit.BATCHES, _MASK, _CONTRASTIVE, projects=True, in_batch=True,

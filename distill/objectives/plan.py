@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
-from distill.objectives.attention import shared_heads
+from distill.objectives.attention import head_relation, shared_heads
 from distill.objectives.base import Loss
 from distill.objectives.layer_map import Kind, LayerMap, resolve_layer_map
 from distill.objectives.projection import INITS, SHARINGS, Init, Sharing
@@ -268,6 +268,10 @@ def _misfits(loss: Loss, options: Mapping[str, Any], models: tuple[Architecture,
     if heads and any(width % heads for width in widths):
         fitting = ", ".join(str(number) for number in _common_divisors(*widths))
         return [f"relation_heads = {heads} must divide {widths[0]} and {widths[1]}; {fitting} would do"]
+    if heads == 1 and loss.function is head_relation:
+        fitting = ", ".join(str(number) for number in _common_divisors(*widths)[1:])
+        instead = f"set relation_heads to one of {fitting}" if fitting else "take a loss on hidden states"
+        return [f"one relation head has no other to relate to; {instead}"]
     return []
 
 

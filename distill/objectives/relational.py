@@ -114,16 +114,65 @@ def margin_mse(
         pooling: What stands for a row.
         metric: What s and t are: `cosine`, or `dot` as published.
     """
-    pairs = _pooled(student, teacher, mask, pooling)
-    if metric == "cosine":
-        pairs = (F.normalize(pairs[0], dim=-1, eps=_NEAR), F.normalize(pairs[1], dim=-1, eps=_NEAR))
-    s_BB, t_BB = (rows @ rows.T for rows in pairs)
+    s_BB, t_BB = (_similarities(rows, metric) for rows in _pooled(student, teacher, mask, pooling))
     rows = len(s_BB)
     others_BB = _apart(rows, s_BB)
     d_BB = (s_BB - t_BB) * others_BB
     mean_B1 = d_BB.sum(-1, keepdim=True) / max(rows - 1, 1)
     spread_B = ((d_BB - mean_B1).square() * others_BB).sum(-1)
     return (2.0 * spread_B.mean() / (rows - 2) if rows > 2 else 0.0 * spread_B.sum()), _one(s_BB)
+
+
+def pkt(student: Tensor, teacher: Tensor, *, mask: Tensor, pooling: Pooling = "mean") -> SumCount:
+    """KL between which rows are near to which: p_ij = (cos_ij + 1) / sum_k (cos_ik + 1) (PKT, 1803.10837, equation 6).
+
+    Mean over rows i of KL(p^T_i. || p^S_i.); the authors' code averages over the B^2 entries instead, B times less.
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        pooling: What stands for a row.
+    """
+    units = [F.normalize(rows, dim=-1, eps=_NEAR) for rows in _pooled(student, teacher, mask, pooling)]
+    nearness = [((unit @ unit.T + 1.0) / 2.0).clamp(min=_NEAR) for unit in units]
+    q_BB, p_BB = (near / near.sum(-1, keepdim=True) for near in nearness)
+    return (p_BB * (p_BB.log() - q_BB.log())).sum(-1).mean(), _one(q_BB)
+
+
+def candidates_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor,
+    temperature: float = 1.0,
+    pooling: Pooling = "mean",
+    metric: Similarity = "cosine",
+) -> SumCount:
+    """KL between the rankings of the other rows: T^2 * mean_i KL(softmax_j(t_ij / T) || softmax_j(s_ij / T)), j not i.
+
+    sentence-transformers' `DistillKLDivLoss`, every other row of the batch a candidate of each. Needs three rows; with
+    fewer there is nothing to rank, and the loss is 0.
+
+    Args:
+        student: (B, L, H of the student).
+        teacher: (B, L, H of the teacher).
+        mask: (B, L).
+        temperature: T > 0.
+        pooling: What stands for a row.
+        metric: What s and t are: `cosine` or `dot`.
+
+    Raises:
+        ObjectiveError: The temperature is not above 0.
+    """
+    check_temperature(temperature)
+    itself_BB = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    log_q_BB, log_p_BB = (
+        (_similarities(rows, metric) / temperature).masked_fill(itself_BB, -1e9).log_softmax(-1)
+        for rows in _pooled(student, teacher, mask, pooling)
+    )
+    each_B = (log_p_BB.exp() * (log_p_BB - log_q_BB)).masked_fill(itself_BB, 0.0).sum(-1)
+    return temperature**2 * each_B.mean(), _one(each_B)
 
 
 def contrastive(
@@ -201,6 +250,13 @@ def dist(
 
 def _pooled(student: Tensor, teacher: Tensor, mask: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     return pool(student, mask, pooling), pool(teacher.detach(), mask, pooling)
+
+
+def _similarities(rows_BH: Tensor, metric: Similarity) -> Tensor:
+    """(B, B)."""
+    if metric == "cosine":
+        rows_BH = F.normalize(rows_BH, dim=-1, eps=_NEAR)
+    return rows_BH @ rows_BH.T
 
 
 def _pearson(one: Tensor, other: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ S, T = RANDOM.normal(size=(B, C)), RANDOM.normal(size=(B, C))
 TOKENS_S, TOKENS_T = RANDOM.normal(size=(B, L, C)), RANDOM.normal(size=(B, L, C))
 HS, HT, WIDE = (RANDOM.normal(size=(B, L, width)) for width in (H, H, W))
 HS2, HT2 = RANDOM.normal(size=(B, L, H)), RANDOM.normal(size=(B, L, H))
+WIDE2 = RANDOM.normal(size=(B, L, W))
 AS, AT, MORE = (RANDOM.normal(size=(B, heads, L, L)) for heads in (A, A, 2 * A))
 LABELS = np.array([2, -100, 0, 5])
 EVERY = torch.ones(B, dtype=torch.bool)
@@ -156,6 +157,46 @@ def test_dist_as_its_authors_wrote_it():
     agrees(found, 4 * (2 * inter + 3 * intra))
 
 
+def test_distilbert_for_questions_and_answers():
+    """run_squad_w_distillation.py: KLDivLoss(batchmean) over all L positions * T^2, of start and end, averaged."""
+    starts_s, ends_s, starts_t, ends_t = TOKENS_S[..., 0], TOKENS_S[..., 1], TOKENS_T[..., 0], TOKENS_T[..., 1]
+    expected = sum(
+        kl(softmax(t / 2), softmax(s / 2)).sum() / B * 2**2 for s, t in ((starts_s, starts_t), (ends_s, ends_t))
+    )
+    # A row of logits over positions for the start, and one for the end.
+    student, teacher = tensors(np.stack([starts_s, ends_s], 1), np.stack([starts_t, ends_t], 1))
+    scored = torch.ones(B, 2, dtype=torch.bool)
+    agrees(soft_labels.soft_labels(student, teacher, scored=scored, temperature=2.0), expected / 2)
+    # Ours rules padding out in both, by -inf, where the script lets it take probability.
+    padding = torch.from_numpy(MASK == 0).unsqueeze(1)
+    ruled = [logits.masked_fill(padding, -torch.inf) for logits in (student, teacher)]
+    inside = 0.0
+    for b, n in enumerate(LENGTHS):
+        for s, t in ((starts_s, starts_t), (ends_s, ends_t)):
+            inside += 4 * kl(softmax(t[b, :n] / 2), softmax(s[b, :n] / 2)) / (2 * B)
+    agrees(soft_labels.soft_labels(*ruled, scored=scored, temperature=2.0), inside)
+
+
+def test_lmops_cross_entropy_of_labelled_tokens():
+    """get_distil_loss: -sum p log q at T = 1 over positions whose label is not -100, by their number."""
+    p, q = softmax(TOKENS_T), softmax(TOKENS_S)
+    expected = -((p * np.log(q)).sum(-1) * MASK).sum() / MASK.sum()
+    student, teacher, scored = tensors(TOKENS_S, TOKENS_T, MASK == 1)
+    found = soft_labels.soft_labels(student, teacher, scored=scored, temperature=1.0, convention="textbrewer")
+    agrees(found, expected)
+
+
+def test_mobilebert_mixes_hard_and_soft_labels_in_two_terms():
+    """run_pretraining.py: cross-entropy with r * onehot + (1 - r) * teacher, here r = 0.5."""
+    gold = np.array([2, 1, 0, 5])
+    mixed = 0.5 * np.eye(C)[gold] + 0.5 * softmax(T)
+    expected = -(mixed * np.log(softmax(S))).sum(-1).mean()
+    student, teacher, labels = tensors(S, T, gold)
+    hard, count = soft_labels.hard_labels(student, None, labels=labels, scored=EVERY)
+    soft, _ = soft_labels.soft_labels(student, teacher, scored=EVERY, temperature=1.0, convention="textbrewer")
+    agrees((0.5 * hard + 0.5 * soft, count), expected)
+
+
 # Hidden states
 
 
@@ -190,6 +231,30 @@ def test_textbrewer_mmd_of_a_layer_with_itself():
         pairs += n * n
     student, teacher, mask = tensors(HS, WIDE, MASK)
     agrees(grams.nst(student, teacher, mask=mask), total / pairs)
+
+
+def test_textbrewer_mmd_of_two_layers():
+    """mmd_loss: one layer's tokens against another's."""
+    total = pairs = 0.0
+    for b, n in enumerate(LENGTHS):
+        s, t = HS[b, :n] @ HS2[b, :n].T / H, WIDE[b, :n] @ WIDE2[b, :n].T / W
+        total += ((s - t) ** 2).sum()
+        pairs += n * n
+    one, two, three, four, mask = tensors(HS, HS2, WIDE, WIDE2, MASK)
+    agrees(grams.mmd((one, two), (three, four), mask=mask), total / pairs)
+
+
+def test_mobilebert_feature_map_and_its_statistics():
+    """README of MobileBERT: the map by 100, differences of means squared by 5000, of variances by 5."""
+    total = 0.0
+    for b, n in enumerate(LENGTHS):
+        for s, t in zip(HS[b, :n], HT[b, :n], strict=True):
+            norm_s, norm_t = ((x - x.mean()) / np.sqrt(x.var() + 1e-5) for x in (s, t))
+            total += 100 * ((norm_s - norm_t) ** 2).mean()
+            total += 5000 * (s.mean() - t.mean()) ** 2 + 5 * abs(s.var() - t.var())
+    student, teacher, mask = tensors(HS, HT, MASK)
+    found, count = hidden.feature_map(student, teacher, mask=mask, means=50.0, variances=0.05)
+    agrees((100 * found, count), total / MASK.sum())
 
 
 def test_textbrewer_fsp():
@@ -285,6 +350,29 @@ def test_margin_mse_over_all_candidates_of_a_row():
     agrees(relational.margin_mse(student, teacher, mask=mask, metric="dot"), np.mean(margins))
 
 
+def test_probabilistic_knowledge_transfer():
+    """passalis/probabilistic_kt: cosines moved to [0, 1], rows normalised, mean of p log(p / q) over B^2 entries."""
+
+    def nearness(x):
+        unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
+        moved = (unit @ unit.T + 1) / 2
+        return moved / moved.sum(-1, keepdims=True)
+
+    p, q = nearness(pooled(WIDE)), nearness(pooled(HS))
+    expected = (p * np.log(p / q)).mean() * B
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    agrees(relational.pkt(student, teacher, mask=mask), expected)
+
+
+def test_sentence_transformers_kl_over_candidates():
+    """DistillKLDivLoss: KLDivLoss(batchmean) of softmaxed scores / T, times T^2; other rows are the candidates."""
+    s, t = pooled(HS) @ pooled(HS).T, pooled(WIDE) @ pooled(WIDE).T
+    others = [[j for j in range(B) if j != i] for i in range(B)]
+    expected = np.mean([kl(softmax(t[i, o] / 2), softmax(s[i, o] / 2)) * 4 for i, o in enumerate(others)])
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    agrees(relational.candidates_kl(student, teacher, mask=mask, temperature=2.0, metric="dot"), expected)
+
+
 def test_contrastive_with_soft_and_hard_targets():
     """SEED: cross-entropy to the teacher's similarities, less their entropy. InfoNCE: -log of the own pair."""
     s, t = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (pooled(HS), pooled(HT)))
@@ -299,9 +387,11 @@ def test_contrastive_with_soft_and_hard_targets():
 
 
 def test_textbrewer_attention_mse_with_mask():
-    """att_mse_loss: the sum over heads and valid pairs / sum_b n_b^2; att_mse_sum_loss: heads added up first."""
+    """att_mse_loss: its mask is repeated for each head before it is counted; att_mse_sum_loss: heads added up first."""
     pairs = (MASK[:, :, None] * MASK[:, None, :]).astype(float)
-    each = (((AS - AT) ** 2) * pairs[:, None]).sum() / pairs.sum()
+    repeated = np.repeat(MASK[:, None], A, axis=1)  # (B, A, L)
+    valid = (repeated.sum(2) ** 2).sum()
+    each = (((AS - AT) ** 2) * repeated[..., None] * repeated[:, :, None]).sum() / valid
     added = (((AS.sum(1) - MORE.sum(1)) ** 2) * pairs).sum() / pairs.sum()
     student, teacher, more, mask = tensors(AS, AT, MORE, MASK)
     agrees(attention.attention_mse(student, teacher, mask=mask, convention="textbrewer"), each)
@@ -318,6 +408,58 @@ def test_textbrewer_attention_ce():
     student, teacher, more, mask = tensors(AS, AT, MORE, MASK)
     agrees(attention.attention_ce(student, teacher, mask=mask), each / MASK.sum())
     agrees(attention.attention_ce(student, more, mask=mask, heads="mean"), averaged / MASK.sum())
+
+
+def test_mobilebert_attention_over_every_position():
+    """run_pretraining.py: the mean over texts, heads and positions of cross-entropies, padded queries among them."""
+    expected = 0.0
+    for b, n in enumerate(LENGTHS):
+        s, t = AS[b, :, :, :n], AT[b, :, :, :n]
+        expected -= (softmax(t) * np.log(softmax(s))).sum() / (B * A * L)
+    student, teacher, mask = tensors(AS, AT, MASK)
+    agrees(attention.attention_ce(student, teacher, mask=mask, convention="mobilebert"), expected)
+
+
+def heads_of(states, R):
+    """(B, L, R, d), as calc_multi_relation_loss has them after its first transposition."""
+    return states.reshape(B, L, R, -1)
+
+
+def test_pp_minilm_relations_with_padding_as_published():
+    """calc_multi_relation_loss: head-head over (B, L, R, R), sample-sample over (L, R, B, B); padding takes part."""
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    between_heads = between_samples = 0.0
+    s, t = heads_of(HS, 2), heads_of(WIDE, 2)
+    for i in range(L):
+        for b in range(B):
+            one, other = s[b, i] @ s[b, i].T / np.sqrt(H // 2), t[b, i] @ t[b, i].T / np.sqrt(W // 2)
+            between_heads += kl(softmax(other), softmax(one)).sum() / (2 * B * L)
+        for r in range(2):
+            one, other = s[:, i, r] @ s[:, i, r].T / np.sqrt(H // 2), t[:, i, r] @ t[:, i, r].T / np.sqrt(W // 2)
+            between_samples += kl(softmax(other), softmax(one)).sum() / (2 * B * L)
+    options = {"mask": mask, "relation_heads": 2, "convention": "paddle"}
+    agrees(attention.head_relation(student, teacher, **options), between_heads)
+    agrees(attention.sample_relation(student, teacher, **options), between_samples)
+
+
+def test_head_relation_of_valid_tokens():
+    expected = 0.0
+    s, t = heads_of(HS, 4), heads_of(WIDE, 4)
+    for b, n in enumerate(LENGTHS):
+        for i in range(n):
+            one, other = s[b, i] @ s[b, i].T / np.sqrt(H // 4), t[b, i] @ t[b, i].T / np.sqrt(W // 4)
+            expected += kl(softmax(other), softmax(one)).sum() / 4
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    agrees(attention.head_relation(student, teacher, mask=mask, relation_heads=4), expected / MASK.sum())
+
+
+def test_one_head_has_no_other_to_relate_to():
+    student, teacher, mask = tensors(HS, WIDE, MASK)
+    with pytest.raises(ObjectiveError, match=r"1 relation head has no other .* Set relation_heads to 2 or more"):
+        attention.head_relation(student, teacher, mask=mask, relation_heads=1)
+    odd, bert = (Architecture("bert", layers=2, width=width, heads=1, labels=C, vocab=9) for width in (9, 16))
+    with pytest.raises(ObjectiveError, match="one relation head has no other to relate to; take a loss on hidden"):
+        build_objective([TermRecipe(loss="query_head_relation")], odd, bert)
 
 
 def test_minilm_v1_value_relation_is_ours_with_the_models_own_heads():

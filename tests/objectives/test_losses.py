@@ -105,7 +105,9 @@ def test_hidden_states():
     student, teacher, mask = tensors(HS, HT, MASK)
     assert divided(hidden.hidden_mse(student, teacher, mask=mask)) == pytest.approx(mse / 8, abs=1e-5)
     assert divided(hidden.hidden_cosine(student, teacher, mask=mask)) == pytest.approx(cosine / 8, abs=1e-5)
-    assert divided(hidden.feature_map(student, teacher, mask=mask, transfer=5.0)) == pytest.approx(mobile / 8, abs=1e-5)
+    assert divided(hidden.feature_map(student, teacher, mask=mask, means=5.0, variances=5.0)) == pytest.approx(
+        mobile / 8, abs=1e-5
+    )
     found = hidden.hidden_mse(student, teacher, mask=mask, convention="tinybert")
     assert divided(found) == pytest.approx(every / 10, abs=1e-5)
     first = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (HS[:, 0], HT[:, 0])]
