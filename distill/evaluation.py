@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,7 @@ import torch
 from distill.errors import DataError, VerificationError
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
-from distill.tasks.base import Array
-
-
-class Predictor(Protocol):
-    """A model of any kind: NumPy batch in, named NumPy outputs out."""
-
-    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs for `input_ids`, `attention_mask` and, where used, `token_type_ids`: (B, L) int64 each."""
+from distill.tasks.base import Array, Predictor
 
 
 class TorchPredictor:
@@ -32,7 +25,7 @@ class TorchPredictor:
     """
 
     def __init__(self, model: Any, task: Task, *, bf16: bool = False) -> None:
-        self._model, self._task, self._bf16 = model, task, bf16
+        self._model, self._task, self._bf16 = task.shipped(model), task, bf16
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """The task's graph outputs in fp32."""

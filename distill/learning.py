@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from distill.cache import CachedTeacher
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
 from distill.files import replace_folder, write_json
@@ -83,7 +84,8 @@ def label(run: Run) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         cache = run.cache(objective)
-        return {"bytes": cache.nbytes, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
+        size = cache.nbytes if isinstance(cache, CachedTeacher) else 0  # a teacher that answers live writes nothing
+        return {"bytes": size, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
 
     return run.ledger.once("label", inputs, work)
 
@@ -164,7 +166,8 @@ def _fit(
     validation = run.encode(checkpoint, run.splits.validation)
 
     def measure(model: Any) -> dict[str, float]:
-        return evaluate(TorchPredictor(model, task, bf16=bf16), validation, task, padding, batch_size=64).metrics
+        predictor = task.judge(TorchPredictor(model, task, bf16=bf16), model)
+        return evaluate(predictor, validation, task, padding, batch_size=64).metrics
 
     def save(folder: Path) -> None:
         checkpoint.save(folder)
@@ -196,7 +199,7 @@ def _measure(
     run: Run, checkpoint: Checkpoint, rows: Any, name: str, settings: dict[str, Any] | None = None
 ) -> Evaluation:
     """Measures a PyTorch model in fp32."""
-    predictor = TorchPredictor(checkpoint.model, run.task)
+    predictor = run.task.judge(TorchPredictor(checkpoint.model, run.task), checkpoint.model)
     encoded, padding = run.encode(checkpoint, rows), checkpoint.padding
     return evaluate(predictor, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
 

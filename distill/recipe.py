@@ -206,6 +206,7 @@ class Recipe(_Section):
     task: Literal[
         "auto",
         "text-classification",
+        "masked-lm",
         "multi-label",
         "question-answering",
         "regression",

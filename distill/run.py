@@ -14,7 +14,7 @@ import datasets
 from torch import Tensor
 
 from distill.augmentation import kept_texts
-from distill.cache import CachedTeacher, build_cache, cache_key, encoded_hash
+from distill.cache import build_cache, cache_key, encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
@@ -34,6 +34,7 @@ from distill.tasks.base import Array
 from distill.teacher import (
     Checkpoint,
     LiveTeacher,
+    Teacher,
     check_length,
     final_names,
     load_checkpoint,
@@ -374,13 +375,15 @@ class Run:
             "seed": recipe.seed,
         }
 
-    def cache(self, objective: Objective) -> CachedTeacher:
-        """The teacher cache for the transfer set: built, completed or opened."""
+    def cache(self, objective: Objective) -> Teacher:
+        """The teacher cache for the transfer set: built, completed or opened; a live teacher where none is kept."""
         bf16 = use_bf16(self.recipe.training.precision)
         live: LiveTeacher | EnsembleTeacher = LiveTeacher(self.teacher.model, objective.teacher_taps, bf16=bf16)
         if self.others and isinstance(live, LiveTeacher):
             further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
             live = EnsembleTeacher([live, *further], self.shares)
+        if not self.task.cached:
+            return live
         return build_cache(
             live,
             self.transfer,
@@ -410,6 +413,11 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(f"`teacher.checkpoint` must be given for {task.name}: there are no labels to fine-tune on")
     if task.follows and recipe.teacher.ensemble:
         problems.append(f"`teacher.ensemble` must be empty for {task.name}; got {recipe.teacher.ensemble!r}")
+    if recipe.student.vocabulary != "full" and not task.trims:
+        kept = recipe.student.vocabulary
+        problems.append(
+            f'`student.vocabulary` must be "full" for {task.name}; got {kept!r}: its teacher guesses tokens'
+        )
     if problems:
         raise RecipeError(problems, where="recipe")
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from distill.bench import bench as measure_latency
 from distill.candidates import Choice, fastest, machine_target
-from distill.evaluation import Evaluation, Predictor, TorchPredictor, agreement, disagreements, evaluate
+from distill.errors import DataError
+from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
 from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.ladder import LadderResult, quantize_within
@@ -34,6 +35,7 @@ from distill.rows import Columns, name_labels, usable_rows
 from distill.run import Run, encode_rows, texts_of
 from distill.tables import read_table
 from distill.tasks import TASKS, Batch, Encoded, Padding, Task
+from distill.tasks.base import Predictor
 from distill.teacher import Checkpoint, load_checkpoint, load_tokenizer, padding_of
 
 LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
@@ -105,7 +107,13 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tup
     if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
         inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
-        export_graph(checkpoint.model, run.task.graph(inputs), path, metadata=_metadata(run, checkpoint), passes=passes)
+        export_graph(
+            run.task.shipped(checkpoint.model),
+            run.task.graph(inputs),
+            path,
+            metadata=_metadata(run, checkpoint),
+            passes=passes,
+        )
     reference = TorchPredictor(checkpoint.model, run.task)
     return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
 
@@ -123,7 +131,8 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
     chosen = _settings(run, checkpoint)
 
     def measure(file: Path) -> float:
-        return evaluate(OnnxModel(file), encoded, task, padding, settings=chosen).metrics[task.metric]
+        model = task.judge(OnnxModel(file), checkpoint.model)
+        return evaluate(model, encoded, task, padding, settings=chosen).metrics[task.metric]
 
     settings: dict[str, Any] = {
         "measure": measure,
@@ -174,6 +183,7 @@ def _check(
     report = check_parity(one, other, sample_batches(task, encoded, padding), step=step, tolerance=tolerance)
     name = f"Checking the {step}"
     settings = _settings(run, checkpoint)
+    one, other = (task.judge(each, checkpoint.model) for each in (one, other))
     after = evaluate(other, encoded, task, padding, settings=settings, progress=run.progress, name=name)
     before = evaluate(one, encoded, task, padding, settings=settings)
     return {
@@ -273,7 +283,7 @@ def _models(run: Run) -> dict[str, Any]:
         path = run.work / "onnx" / f"{file}.onnx"
         encoded, name = run.encode(checkpoint, rows), f"Measuring {path.name}"
         settings, padding = models[role.split("-")[0]]["settings"], checkpoint.padding
-        model = OnnxModel(path)
+        model = run.task.judge(OnnxModel(path), checkpoint.model)
         found = evaluate(model, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
         models[role] = {
             "metrics": found.metrics,
@@ -405,6 +415,12 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     bundle = Bundle.load(folder)
     task = TASKS[bundle.task]
     columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
+    if task.judge(bundle.model, None) is not bundle.model:
+        raise DataError(
+            f"a {bundle.task} bundle ships without the head that its metric takes",
+            where=source,
+            fix="Leave --data away.",
+        )
     kinds = INPUTS[task.inputs], TARGETS[task.target]
     named = Columns(columns.text, columns.text_pair or None, columns.label, columns.on_bad_row == "skip", *kinds)
     report: list[str] = []

@@ -347,4 +347,5 @@ class LiveTeacher:
         self._model.eval()
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self._tapped({name: value.to(self.device) for name, value in batch.items()})
-        return {name: value.float() for name, value in features.items()}
+        home = batch["attention_mask"].device
+        return {name: value.float().to(home) for name, value in features.items()}

@@ -35,6 +35,12 @@ CARDS = {
     "text-classification": Card(
         "text-classification", _EACH, "(batch, {count})", tuple(client.title for client in CLIENTS)
     ),
+    "masked-lm": Card(
+        "feature-extraction",
+        "answers with a vector for each token",
+        "(batch, length, width)",
+        code='print(bundle("a text").vectors.shape)',
+    ),
     "multi-label": Card(
         "text-classification",
         "gives any of {count} labels: {labels}",

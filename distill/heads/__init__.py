@@ -10,11 +10,13 @@ from distill.heads.classification import Classifier, Label
 from distill.heads.embedding import Embedder, Embedding, Similarity
 from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
+from distill.heads.states import Encoder, States
 from distill.heads.tagging import Entity, Tagger, Tagging
 from distill.heads.value import Regressor, Value
 
 HEADS: dict[str, Head] = {
     "text-classification": Classifier(),
+    "masked-lm": Encoder(),
     "multi-label": MultiLabel(),
     "question-answering": Reader(),
     "regression": Regressor(),
@@ -30,6 +32,7 @@ __all__ = [
     "Classifier",
     "Embedder",
     "Embedding",
+    "Encoder",
     "Entity",
     "Head",
     "Label",
@@ -40,6 +43,7 @@ __all__ = [
     "Regressor",
     "Similarity",
     "Span",
+    "States",
     "Tagger",
     "Tagging",
     "Text",

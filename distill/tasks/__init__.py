@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from distill.errors import TeacherError
 from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
+from distill.tasks.masked_lm import MaskedLanguageModel
 from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
 from distill.tasks.regression import Regression
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {
         TokenClassification(),
         QuestionAnswering(),
         SentenceEmbedding(),
+        MaskedLanguageModel(),
     )
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -133,6 +133,13 @@ class GraphSpec:
     run: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] | None = None
 
 
+class Predictor(Protocol):
+    """A model of any kind: NumPy batch in, named NumPy outputs out."""
+
+    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs for `input_ids`, `attention_mask` and, where used, `token_type_ids`: (B, L) int64 each."""
+
+
 class Task(ABC):
     """A kind of problem. It holds no state: one instance serves every model.
 
@@ -155,6 +162,8 @@ class Task(ABC):
         augments: New texts can be made from the training texts.
         follows: Output whose values by the teacher stand for labels, in `Encoded.given` too; else empty.
         unmeasured: Outputs of the graph that no measure reads.
+        cached: The teacher's answers are written down once; else it runs beside the student.
+        trims: The student may have fewer tokens than its teacher.
     """
 
     name: ClassVar[str]
@@ -173,6 +182,8 @@ class Task(ABC):
     augments: ClassVar[bool] = False
     follows: ClassVar[str] = ""
     unmeasured: ClassVar[frozenset[str]] = frozenset()
+    cached: ClassVar[bool] = True
+    trims: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
@@ -212,6 +223,14 @@ class Task(ABC):
         """Outputs of the graph that have a value for each token."""
         spec = self.graph(("input_ids",))
         return frozenset(name for name in spec.outputs if spec.axes[name].get(1) == "length")
+
+    def shipped(self, model: Any) -> Any:
+        """The part of a PyTorch model that is exported."""
+        return model
+
+    def judge(self, predictor: Predictor, model: Any) -> Predictor:
+        """What `metrics` reads of a predictor of the exported part, where that takes more of the PyTorch model."""
+        return predictor
 
     def read(self, output: Any) -> dict[str, Any]:
         """The tensors of a PyTorch model's output that `postprocess` needs."""

@@ -1,0 +1,153 @@
+"""General distillation: masks, measures by hand, and one whole path on WikiText-2."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
+from transformers import pipeline as transformers_pipeline
+
+from distill.errors import DataError, RecipeError
+from distill.evaluation import TorchPredictor
+from distill.export.runtime import Bundle
+from distill.export.verify import verify_bundle
+from distill.pipeline import run_stages
+from distill.recipe import Recipe
+from distill.shipping import verify_with_data
+from distill.tasks import TASKS, Padding
+from distill.tasks.base import pack
+from distill.tasks.masked_lm import mask
+
+TASK = TASKS["masked-lm"]
+
+
+def test_masks_hide_a_seventh_and_are_the_same_each_time():
+    ids, special = np.arange(1000, 6000), np.zeros(5000, int)
+    special[[0, -1]] = 1
+    shown, labels = mask(ids, special, 103, seed=5)
+    hidden = labels != -100
+    assert labels[hidden].tolist() == ids[hidden].tolist()
+    assert 0.13 < hidden.mean() < 0.17
+    assert (shown[~hidden] == ids[~hidden]).all()
+    assert 0.75 < (shown[hidden] == 103).mean() < 0.85
+    assert 0.07 < ((shown[hidden] != 103) & (shown[hidden] != ids[hidden])).mean() < 0.13
+    assert not hidden[[0, -1]].any()
+    assert (mask(ids, special, 103, seed=5)[0] == shown).all()
+    assert (mask(ids, special, 103, seed=6)[0] != shown).any()
+
+
+def test_a_short_row_hides_one_token_and_an_empty_one_none():
+    for seed in range(20):
+        assert (mask(np.array([101, 7, 8, 102]), np.array([1, 0, 0, 1]), 103, seed)[1] != -100).sum() >= 1
+    assert (mask(np.array([101, 102]), np.array([1, 1]), 103, 0)[1] == -100).all()
+
+
+def test_a_long_text_becomes_several_rows(minilm_folder):
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder)
+    encoded = TASK.encode({"text": ["a film " * 40, "dull"], "label": [None, None]}, tokenizer, 32)
+    assert encoded.sources.tolist() == [0, 0, 0, 1]
+    assert encoded.lengths.max() == 32
+    masks = [tuple(encoded[row]["labels"] != -100) for row in (0, 1)]
+    assert masks[0] != masks[1]
+    batch = TASK.collate([encoded[3]], Padding())
+    assert batch["scored"].tolist() == [[False, True, False]]
+
+
+def test_measures_by_hand():
+    encoded = pack({"input_ids": [[1, 2, 3]], "labels": [[-100, 7, 8]]}, {})
+    outputs = {"guess": np.array([0, 7, 9]), "surprise": np.log([1.0, 2.0, 8.0])}
+    assert TASK.metrics(outputs, encoded) == pytest.approx({"masked_accuracy": 0.5, "pseudo_perplexity": 4.0})
+
+
+@pytest.fixture(scope="module")
+def start(make_start, shared_data):
+    lines = (shared_data / "wikitext2/train.txt").read_text(encoding="utf-8").splitlines()
+    return make_start(lines, words=1500, kind=BertForMaskedLM)
+
+
+def test_guesses_are_those_of_the_whole_model(start):
+    """The head alone on the encoder's states says what the model says; the model is as it was."""
+    model = AutoModelForMaskedLM.from_pretrained(start).train()
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    encoded = TASK.encode(
+        {"text": ["the game was played", "it is a species of the"], "label": [None] * 2}, tokenizer, 32
+    )
+    batch = TASK.collate([encoded[0], encoded[1]], Padding({"input_ids": 0}))
+    found = TASK.judge(TorchPredictor(model, TASK), model).predict(batch)
+    tensors = {name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        logits = model.eval()(**tensors).logits
+    scored = torch.from_numpy(batch["scored"])
+    assert found["guess"][batch["scored"]].tolist() == logits.argmax(-1)[scored].tolist()
+    loss = torch.nn.functional.cross_entropy(
+        logits[scored], torch.from_numpy(batch["labels"])[scored], reduction="none"
+    )
+    assert found["surprise"][batch["scored"]] == pytest.approx(loss.numpy(), abs=1e-4)
+    empty = replace(encoded, ragged={**encoded.ragged, "labels": np.full_like(encoded.ragged["labels"], -100)})
+    silent = TASK.judge(TorchPredictor(model, TASK), model).predict(TASK.collate([empty[0]], Padding()))
+    assert not silent["guess"].any()
+
+
+def test_a_smaller_vocabulary_is_refused(tmp_path):
+    recipe = {
+        "task": "masked-lm",
+        "output": str(tmp_path),
+        "teacher": {"checkpoint": "x"},
+        "student": {"vocabulary": "used"},
+        "data": {"train": "x.txt"},
+    }
+    with pytest.raises(RecipeError, match=r"`student\.vocabulary` must be \"full\" for masked-lm; got 'used'"):
+        run_stages(Recipe.parse(recipe), until="label")
+
+
+@pytest.fixture(scope="module")
+def finished(shared_data, start, tmp_path_factory, run_example):
+    folder = tmp_path_factory.mktemp("text")
+    for name, source, most in (("train", "train", 900), ("validation", "dev", 150)):
+        lines = (shared_data / f"wikitext2/{source}.txt").read_text(encoding="utf-8").splitlines()
+        (folder / f"{name}.txt").write_text("\n".join(lines[:most]), encoding="utf-8")
+    return run_example(
+        "masked-lm",
+        f'data.train="{folder / "train.txt"}"',
+        f'data.validation="{folder / "validation.txt"}"',
+        'teacher.checkpoint=""',
+        f'teacher.start="{start}"',
+        "teacher.finetune={epochs=2, learning_rate=2e-3}",
+        "training={epochs=1, learning_rate=2e-3, baseline=false}",
+        'student.card="layers-4"',
+        "data.max_length=64",
+        "export.max_drop=2",
+    )
+
+
+@pytest.mark.slow
+def test_general_distillation_goes_the_whole_way(finished):
+    recipe, result = finished
+    results = json.loads((result.folder / "results.json").read_text())
+    models = {row["role"]: row for row in results["models"]}
+    assert models["teacher"]["metrics"]["masked_accuracy"] > 0.05
+    assert models["student"]["metrics"]["pseudo_perplexity"] < 800  # of 1,600 pieces
+    assert models["student-onnx"]["metrics"] == pytest.approx(models["student"]["metrics"], rel=1e-3)
+    assert models["student-int8"]["retention"] > 0.8
+    assert not (result.folder / "work" / "cache").exists()  # the teacher answered live
+    assert {"query_relation", "soft_labels", "hard_labels"} <= {term["term"] for term in results["objective"]}
+    assert verify_bundle(result.bundle).ok
+    with pytest.raises(DataError, match="a masked-lm bundle ships without the head"):
+        verify_with_data(result.bundle, recipe.data.validation, verify_bundle(result.bundle))
+
+
+@pytest.mark.slow
+def test_transformers_and_the_bundle_give_the_same_states(finished):
+    _, result = finished
+    bundle = Bundle.load(result.bundle, file="onnx/model.onnx")
+    assert bundle.model.outputs == ("last_hidden_state",)
+    text = "the game was played in the city"
+    states = transformers_pipeline("feature-extraction", model=str(result.folder / "student"))(text)
+    ours = bundle(text)
+    assert ours.vectors.shape == np.array(states[0]).shape
+    assert ours.vectors == pytest.approx(np.array(states[0]), abs=1e-3)
+    assert ours.summary() == f"{ours.vectors.shape[0]} tokens, 64 wide"
+    guess = transformers_pipeline("fill-mask", model=str(result.folder / "student"))
+    assert len(guess("the [MASK] was played")) == 5
