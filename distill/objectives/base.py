@@ -46,6 +46,7 @@ class Loss:
         options: Names and defaults of its own settings.
         projects: Widths may differ, a trained projection from student to teacher then stands between.
         layers_per_item: How many layers one call reads.
+        remembers: It takes `memory`, teacher rows of earlier batches, where the option `memory` asks for any.
         in_batch: Its value depends on which rows share a batch, so it is not invariant to batch splits.
         source: Paper or file that defines it.
     """
@@ -59,6 +60,7 @@ class Loss:
     projects: bool = False
     layers_per_item: int = 1
     in_batch: bool = False
+    remembers: bool = False
     source: str = ""
 
 

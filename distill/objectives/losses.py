@@ -42,6 +42,7 @@ _RELATION = {"relation_heads": 0, "convention": "distill"}
 _HEADS = {"heads": "each"}
 _STATISTICS = {"means": 0.0, "variances": 0.0}
 _POOLED = {"pooling": "mean"}
+_SPANS = {"temperature": 4.0, "convention": "distill"}
 _MARGIN = {"pooling": "mean", "metric": "cosine"}
 _DIST = {"temperature": 1.0, "inter": 1.0, "intra": 1.0}
 _CONTRASTIVE = {"temperature": 0.1, "pooling": "mean", "targets": "soft"}
@@ -59,9 +60,7 @@ _ON_LOGITS = (
     Loss("regression", regression, "logits", Unit.SCORED, _SCORED),
     Loss("regression_labels", regression_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("multilabel_labels", multilabel_labels, "", Unit.LABELLED, ("labels", "scored")),
-    Loss(
-        "soft_spans", soft_spans, "logits", Unit.SCORED, ("scored", "inside"), {"temperature": 4.0}, source="1503.02531"
-    ),
+    Loss("soft_spans", soft_spans, "logits", Unit.SCORED, ("scored", "inside"), _SPANS, source="1503.02531"),
     Loss("span_labels", span_labels, "", Unit.LABELLED, ("labels", "scored", "inside")),
     Loss("jsd", jsd, "logits", Unit.SCORED, _SCORED, _JSD, source="2306.13649"),
     Loss("reverse_kl", reverse_kl, "logits", Unit.SCORED, _SCORED, _ONE, source="2306.08543"),
@@ -118,6 +117,7 @@ _ON_BATCHES = (
     Loss("pairwise_cosine", pairwise_cosine, "hidden", Unit.BATCHES, _MASK, _POOLED, in_batch=True, source="SetFit"),
     Loss(
         "contrastive", contrastive, "hidden", Unit.BATCHES, _MASK, _CONTRASTIVE, projects=True, in_batch=True,
+        remembers=True,
         source="2101.04731",
     ),
 )  # fmt: skip

@@ -14,8 +14,10 @@ from distill.features import Features
 from distill.objectives.base import Loss, SumCount, Unit, count_units
 from distill.objectives.layer_map import EarthMover, LayerMap, layer_text
 from distill.objectives.losses import LOSSES
+from distill.objectives.memory import Memory
 from distill.objectives.plan import Plan, plan_terms
 from distill.objectives.projection import Projections
+from distill.objectives.relational import pool
 from distill.objectives.schedule import dynamic_temperature
 from distill.recipe import TermRecipe
 
@@ -44,11 +46,16 @@ class Objective(nn.Module):
         self.units: dict[str, Unit] = {plan.name: plan.loss.unit for plan in plans}
         self.projections = nn.ModuleDict()
         self.movers = nn.ModuleDict()
+        self.memories = nn.ModuleDict()
         for plan in plans:
             if plan.widths is not None:
                 layers = [mine for mine, _ in plan.layers]
                 self.projections[plan.name] = Projections(
                     layers, *plan.widths, sharing=plan.sharing, init=plan.init, seed=seed, name=plan.name
+                )
+            if plan.memory:
+                self.memories[plan.name] = nn.ModuleDict(
+                    {f"{mine}-{theirs}": Memory(*plan.memory) for mine, theirs in plan.layers}
                 )
             if plan.emd_temperature is not None:
                 self.movers[plan.name] = EarthMover(plan.layers, temperature=plan.emd_temperature)
@@ -95,6 +102,11 @@ class Objective(nn.Module):
         if plan.loss.layers_per_item == 2:
             neighbours = itertools.pairwise(pairs)
             results = [call((low[0], high[0]), (low[1], high[1])) for low, high in neighbours]
+        elif plan.memory:
+            results = [
+                call(mine, theirs, memory=self._remembered(plan, pair, theirs, batch))
+                for pair, (mine, theirs) in zip(plan.layers, pairs, strict=True)
+            ]
         else:
             results = [call(mine, theirs) for mine, theirs in pairs]
         sums = torch.stack([total for total, _ in results])
@@ -103,6 +115,11 @@ class Objective(nn.Module):
             return sums.mean(), count
         costs = sums.view(len({mine for mine, _ in plan.layers}), -1)  # (S, T): pairs stand student by student
         return (self.movers[plan.name](costs.detach() / count.clamp(min=1.0)) * costs).sum(), count
+
+    def _remembered(self, plan: Plan, pair: tuple[int, int], teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        ring = self.memories[plan.name][f"{pair[0]}-{pair[1]}"]  # type: ignore[index]
+        remembered: Tensor = ring(pool(teacher, batch["attention_mask"], plan.options["pooling"]))
+        return remembered
 
     def _projected(self, plan: Plan, feature: Tensor, layer: int) -> Tensor:
         if plan.widths is None:
@@ -202,6 +219,8 @@ def _training_options(plan: Plan) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if plan.widths is not None:
         options |= {"projection": plan.sharing, "projection_init": plan.init}
+    if plan.memory:
+        options["memory"] = plan.memory[0]
     if plan.emd_temperature is not None:
         options["emd_temperature"] = plan.emd_temperature
     return options

@@ -31,6 +31,9 @@ DYNAMIC_OPTIONS: dict[str, Any] = {"dynamic": "", "beta": 1.0, "gamma": 2.0}
 EMD_OPTIONS: dict[str, Any] = {"emd_temperature": 1.0}
 """Options of a term with `layers = "emd"`."""
 
+MEMORY_OPTIONS: dict[str, Any] = {"memory": 0}
+"""Options of a loss that remembers: teacher rows of earlier batches that are kept."""
+
 CHOICES: dict[str, tuple[str, ...]] = {"projection": SHARINGS, "projection_init": INITS, "dynamic": ("", *DYNAMIC)}
 """What the options above may be."""
 
@@ -50,6 +53,7 @@ class Plan:
         sharing: One projection a layer, or one for all.
         init: How projections start.
         emd_temperature: Set where layers are weighed by optimal transport.
+        memory: Teacher rows to keep of earlier batches, and their width; empty where nothing is remembered.
         dynamic: Temperature by example: `kind`, `beta` and `gamma`; empty for one temperature.
     """
 
@@ -63,6 +67,7 @@ class Plan:
     sharing: Sharing = "layer"
     init: Init = "normal"
     emd_temperature: float | None = None
+    memory: tuple[int, ...] = ()
     dynamic: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -154,6 +159,7 @@ def _plan(
         sharing=options.get("projection", "layer"),
         init=options.get("projection_init", "normal"),
         emd_temperature=options.get("emd_temperature"),
+        memory=(options["memory"], models[1].width) if options.get("memory") else (),
         dynamic=kinds,
     )
 
@@ -163,6 +169,8 @@ def _own_options(term: TermRecipe, loss: Loss) -> dict[str, Any]:
     own = dict(PROJECTION_OPTIONS) if loss.projects else {}
     if loss.feature == "logits" and "temperature" in loss.options and not loss.in_batch:
         own |= DYNAMIC_OPTIONS
+    if loss.remembers:
+        own |= MEMORY_OPTIONS
     if term.layers == "emd" and loss.feature not in ("", "logits"):
         own |= EMD_OPTIONS
     return own
@@ -181,6 +189,10 @@ def _options(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, Any], pr
         elif value not in (choices := _choices(key, loss, own) or (value,)):
             listed = ", ".join(repr(choice) for choice in choices)
             problems.append(f"{name}: option {key} must be one of {listed}; got {value!r}")
+        elif key in MEMORY_OPTIONS and not (isinstance(value, int) and 0 <= value <= 1_000_000):
+            problems.append(
+                f"{name}: {key} must be a whole number of rows up to 1,000,000; got {value!r}; 4096 would do"
+            )
     return {**known, **{key: value for key, value in term.options.items() if key in known}}
 
 

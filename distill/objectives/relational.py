@@ -183,12 +183,14 @@ def contrastive(
     temperature: float = 0.1,
     pooling: Pooling = "mean",
     targets: Literal["soft", "hard"] = "soft",
+    memory: Tensor | None = None,
 ) -> SumCount:
     """Each student row finds its place among the teacher's rows: KL over rows j of softmax(cos(., t_j) / T).
 
-    `soft` targets are the teacher's own similarities, softmax_j(cos(t_i, t_j) / T) (SEED, 2101.04731, without its
-    queue): 0 where the student is the teacher. `hard` targets are the row itself, -log q_ii (InfoNCE, 1807.03748; CRD,
-    1910.10699, without its memory): at equality neither 0 nor at rest, since rows still push each other away.
+    `soft` targets are the teacher's own similarities, softmax_j(cos(t_i, t_j) / T) (SEED, 2101.04731): 0 where the
+    student is the teacher. `hard` targets are the row itself, -log q_ii (InfoNCE, 1807.03748; in the manner of CRD,
+    1910.10699, with a softmax for its binary critic): at equality neither 0 nor at rest, since rows still push each
+    other away. Rows j are those of the batch and, after them, those of `memory`.
 
     Args:
         student: (B, L, H), projected to the teacher's width.
@@ -197,17 +199,22 @@ def contrastive(
         temperature: T > 0.
         pooling: What stands for a row.
         targets: What a row should look like.
+        memory: (M, H) teacher rows of earlier batches; as `hard` negatives, those that equal a row's own are left out.
 
     Raises:
         ObjectiveError: The temperature is not above 0.
     """
     check_temperature(temperature)
     s_BH, t_BH = (F.normalize(rows, dim=-1, eps=_NEAR) for rows in _pooled(student, teacher, mask, pooling))
-    log_q_BB = (s_BH @ t_BH.T / temperature).log_softmax(-1)
+    all_NH = t_BH if memory is None else torch.cat([t_BH, F.normalize(memory.detach().float(), dim=-1, eps=_NEAR)])
+    near_BN, known_BN = s_BH @ all_NH.T, t_BH @ all_NH.T
     if targets == "hard":
-        return -log_q_BB.diagonal().mean(), _one(log_q_BB)
-    log_p_BB = (t_BH @ t_BH.T / temperature).log_softmax(-1)
-    return (log_p_BB.exp() * (log_p_BB - log_q_BB)).sum(-1).mean(), _one(log_q_BB)
+        again_BN = known_BN > 1.0 - 1e-5  # the same text, seen an epoch ago
+        again_BN[:, : len(t_BH)] = False
+        near_BN = near_BN.masked_fill(again_BN, -torch.inf)
+        return -(near_BN / temperature).log_softmax(-1).diagonal().mean(), _one(near_BN)
+    log_q_BN, log_p_BN = ((values / temperature).log_softmax(-1) for values in (near_BN, known_BN))
+    return (log_p_BN.exp() * (log_p_BN - log_q_BN)).sum(-1).mean(), _one(log_q_BN)
 
 
 def dist(

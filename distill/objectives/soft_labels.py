@@ -141,7 +141,13 @@ def multilabel_labels(student: Tensor, teacher: Tensor | None, *, labels: Tensor
 
 
 def soft_spans(
-    student: Tensor, teacher: Tensor, *, scored: Tensor, inside: Tensor, temperature: float | Tensor = 4.0
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    scored: Tensor,
+    inside: Tensor,
+    temperature: float | Tensor = 4.0,
+    convention: Literal["distill", "distilbert"] = "distill",
 ) -> SumCount:
     """`soft_labels` over the tokens of a text: one distribution of starts, one of ends.
 
@@ -151,11 +157,15 @@ def soft_spans(
         scored: bool (B, 2); which starts and ends count.
         inside: bool (B, L); tokens at which an answer may start or end, the others are ruled out.
         temperature: T > 0.
+        convention: `distilbert` rules nothing out: padding and the question take probability too
+            (run_squad_w_distillation.py).
 
     Raises:
         ObjectiveError: The shapes differ or the temperature is not above 0.
     """
     same_shape(student, teacher)
+    if convention == "distilbert":
+        inside = torch.ones_like(inside)
     mine_B2L, theirs_B2L = _over_tokens(student, inside), _over_tokens(teacher, inside)
     return soft_labels(mine_B2L, theirs_B2L, scored=scored, temperature=temperature)
 

@@ -163,18 +163,15 @@ def test_distilbert_for_questions_and_answers():
     expected = sum(
         kl(softmax(t / 2), softmax(s / 2)).sum() / B * 2**2 for s, t in ((starts_s, starts_t), (ends_s, ends_t))
     )
-    # A row of logits over positions for the start, and one for the end.
-    student, teacher = tensors(np.stack([starts_s, ends_s], 1), np.stack([starts_t, ends_t], 1))
-    scored = torch.ones(B, 2, dtype=torch.bool)
-    agrees(soft_labels.soft_labels(student, teacher, scored=scored, temperature=2.0), expected / 2)
-    # Ours rules padding out in both, by -inf, where the script lets it take probability.
-    padding = torch.from_numpy(MASK == 0).unsqueeze(1)
-    ruled = [logits.masked_fill(padding, -torch.inf) for logits in (student, teacher)]
-    inside = 0.0
+    student, teacher, inside = tensors(TOKENS_S[..., :2], TOKENS_T[..., :2], MASK == 1)
+    options = {"scored": torch.ones(B, 2, dtype=torch.bool), "inside": inside, "temperature": 2.0}
+    agrees(soft_labels.soft_spans(student, teacher, convention="distilbert", **options), expected / 2)
+    # Ours rules padding out in both, where the script lets it take probability.
+    ours = 0.0
     for b, n in enumerate(LENGTHS):
         for s, t in ((starts_s, starts_t), (ends_s, ends_t)):
-            inside += 4 * kl(softmax(t[b, :n] / 2), softmax(s[b, :n] / 2)) / (2 * B)
-    agrees(soft_labels.soft_labels(*ruled, scored=scored, temperature=2.0), inside)
+            ours += 4 * kl(softmax(t[b, :n] / 2), softmax(s[b, :n] / 2)) / (2 * B)
+    agrees(soft_labels.soft_spans(student, teacher, **options), ours)
 
 
 def test_lmops_cross_entropy_of_labelled_tokens():
@@ -381,6 +378,21 @@ def test_contrastive_with_soft_and_hard_targets():
     agrees(relational.contrastive(student, teacher, mask=mask, temperature=0.2), kl(p, q).mean())
     found = relational.contrastive(student, teacher, mask=mask, temperature=0.2, targets="hard")
     agrees(found, -np.log(np.diag(q)).mean())
+
+
+def test_contrastive_against_rows_of_earlier_batches():
+    """CRD and SEED: negatives from a memory of the teacher's rows; its own row of an epoch ago is no negative."""
+    s, t, m = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (pooled(HS), pooled(HT), pooled(HS2)))
+    every = np.concatenate([t, m])
+    q, p = softmax(s @ every.T / 0.2), softmax(t @ every.T / 0.2)
+    student, teacher, mask, memory = tensors(HS, HT, MASK, np.concatenate([pooled(HS2), pooled(HT)[:1]]))
+    found = relational.contrastive(student, teacher, mask=mask, temperature=0.2, memory=memory[:-1])
+    agrees(found, kl(p, q).mean())
+    hard = {"mask": mask, "temperature": 0.2, "targets": "hard"}
+    agrees(relational.contrastive(student, teacher, memory=memory[:-1], **hard), -np.log(np.diag(q)).mean())
+    others = softmax(s[1:] @ np.concatenate([every, t[:1]]).T / 0.2)
+    expected = -np.log(np.append(np.diag(others, 1), q[0, 0])).mean()
+    agrees(relational.contrastive(student, teacher, memory=memory, **hard), expected)
 
 
 # Attention
