@@ -22,7 +22,6 @@ from distill.display import Display
 from distill.files import write_json
 from distill.machine import describe_machine
 
-
 MOBILE = {"card": "mobile-4", "intermediate_size": 640, "vocabulary": 8000}
 """ReLU, heads of 64, a feed-forward less than half as wide, 8,000 pieces: below 8 MB."""
 
