@@ -1,0 +1,127 @@
+"""Other precisions than int8, on request: weights in fp16, or in 4 or 8 bits with the arithmetic left in fp32.
+
+    halve_weights("model.onnx", "model_fp16.onnx")
+    quantize_weights("model.onnx", "model_q4.onnx", bits=4)
+
+For encoders int8 products are faster than any of these. For language models, which read all their weights for every
+token, fewer bits a weight are what counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from distill.errors import ExportError
+from distill.export.lookups import quantize_tables
+from distill.export.passes.match import array, constant, node_before, products
+from distill.export.passes.shapes import gemm_as_product
+from distill.export.sizes import Component, components
+
+BLOCK = 32
+EXACT = 4  # MatMulNBits' accuracy level at which activations are quantised to int8, which is fastest on CPUs
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class SmallerGraph:
+    """A written file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size.
+        weights: Names of the constants that are stored in fewer bits.
+        components: Bytes by part of the model.
+    """
+
+    path: Path
+    bytes: int
+    weights: tuple[str, ...]
+    components: tuple[Component, ...]
+
+
+def halve_weights(
+    fp32_path: str | Path, path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> SmallerGraph:
+    """Stores weights in fp16, vectors such as biases in fp32.
+
+    ONNX Runtime widens them once, on loading, and computes in fp32 as fast as before.
+
+    Args:
+        fp32_path: What `export_graph` wrote.
+        path: The file to write.
+        metadata: Strings that are added to, or replace, those of the fp32 file.
+
+    Raises:
+        ExportError: A weight is too large for fp16.
+    """
+    model = ir.load(fp32_path)
+    names = []
+    for value in list(model.graph.initializers.values()):
+        numbers, name = array(value), str(value.name)
+        if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2 or not value.uses():
+            continue
+        if np.abs(numbers).max() > LARGEST_HALF:
+            raise ExportError(f"{name} holds {np.abs(numbers).max():.3g}", where=str(fp32_path), fix="Export in fp32.")
+        uses = value.uses()
+        half = constant(model.graph, numbers.astype(np.float16), f"{name}.fp16")
+        wide = node_before(model.graph.node(0), "Cast", [half], to=int(ir.DataType.FLOAT)).outputs[0]
+        wide.shape, wide.type = value.shape, value.type
+        for use in uses:
+            use.node.replace_input_with(use.idx, wide)
+        del model.graph.initializers[name]
+        names.append(name)
+    return _written(model, Path(path), names, {"distill.weights": "fp16", **(metadata or {})})
+
+
+def quantize_weights(
+    fp32_path: str | Path,
+    path: str | Path,
+    *,
+    bits: Literal[4, 8] = 4,
+    block: int = BLOCK,
+    tables: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> SmallerGraph:
+    """Stores weights in blocks of 4 or 8 bits (MatMulNBits), embedding tables in int8 with one scale a row.
+
+    Args:
+        fp32_path: What `export_graph` wrote.
+        path: The file to write.
+        bits: Bits a weight.
+        block: Weights of one column that share a scale: 16, 32, 64, 128 or 256.
+        tables: Whether embedding tables are stored in int8 too.
+        metadata: Strings that are added to, or replace, those of the fp32 file.
+
+    Raises:
+        ExportError: Nothing in the file can be quantised.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    model = ir.load(fp32_path)
+    gemm_as_product(model)
+    names = [str(found.weight.name) for found in products(model.graph)]
+    if not names:
+        raise ExportError("no product with weights is in it", where=str(fp32_path), fix="Give the exported fp32 graph.")
+    done = quantize_tables(model) if tables else []
+    blocks = MatMulNBitsQuantizer(
+        ir.to_proto(model), bits=bits, block_size=block, is_symmetric=True, accuracy_level=EXACT
+    )
+    blocks.process()
+    made = ir.from_proto(blocks.model.model)
+    return _written(made, Path(path), [*names, *done], {"distill.weights": f"int{bits}", **(metadata or {})})
+
+
+def _written(model: ir.Model, path: Path, names: list[str], metadata: Mapping[str, str]) -> SmallerGraph:
+    model.metadata_props.update(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".writing")
+    ir.save(model, beside)
+    os.replace(beside, path)
+    return SmallerGraph(path, path.stat().st_size, tuple(names), components(model))

@@ -1,0 +1,114 @@
+"""Files in other precisions than int8, and ORT's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from distill.errors import ExportError
+from distill.export.graph import write
+from distill.export.ort_format import write_ort
+from distill.export.passes import apply_passes, passes_for
+from distill.export.precision import halve_weights, quantize_weights
+from distill.export.quantize import quantize_dynamic_int8
+from distill.export.runtime import OnnxModel
+
+
+@pytest.fixture
+def fp32(tiny: Callable[[str], Any], tmp_path: Path) -> Path:
+    graph = tiny("bert").graph
+    apply_passes(graph)
+    return write(graph, tmp_path / "model.onnx", {"distill.format": "1"}, {}).path
+
+
+def logits(path: Path, one: Any) -> np.ndarray:
+    model = OnnxModel(path)
+    return np.concatenate([model.predict(batch)["logits"] for batch in one.batches((1, 5), (3, 33))])
+
+
+def test_half_precision_halves_the_file_and_keeps_the_answers(
+    fp32: Path, tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    made = halve_weights(fp32, tmp_path / "half.onnx")
+    exact = logits(fp32, tiny("bert"))
+    assert np.abs(logits(made.path, tiny("bert")) - exact).max() < 0.01 * exact.std()
+    stored = {value.name: value for value in onnx.load(made.path).graph.initializer}
+    halves = sum(int(np.prod(value.dims)) for value in stored.values() if value.data_type == onnx.TensorProto.FLOAT16)
+    before = onnx.load(fp32).graph.initializer
+    numbers = sum(int(np.prod(value.dims)) for value in before if value.data_type == onnx.TensorProto.FLOAT)
+    assert halves > 0.9 * numbers
+    assert OnnxModel(made.path).metadata == {"distill.format": "1", "distill.weights": "fp16"}
+
+
+def test_half_precision_refuses_what_it_cannot_hold(fp32: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32)
+    weight = next(value for value in model.graph.initializer if value.name.endswith("intermediate.dense.weight"))
+    numbers = onnx.numpy_helper.to_array(weight).copy()
+    numbers[0, 0] = 1e6
+    weight.CopyFrom(onnx.numpy_helper.from_array(numbers, weight.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(ExportError, match=r"intermediate\.dense\.weight holds 1e\+06"):
+        halve_weights(tmp_path / "large.onnx", tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()
+
+
+@pytest.mark.parametrize("bits, error", [(8, 0.05), (4, 0.6)])
+def test_weights_alone_in_few_bits(
+    bits: Any, error: float, fp32: Path, tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    made = quantize_weights(fp32, tmp_path / "few.onnx", bits=bits, block=32)
+    exact = logits(fp32, tiny("bert"))
+    off = np.sqrt(np.mean((logits(made.path, tiny("bert")) - exact) ** 2)) / exact.std()
+    assert 0 < off < error
+    nodes = onnx.load(made.path).graph.node
+    used = {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "bits"}
+    assert used == {bits}
+    assert [node.op_type for node in nodes].count("MatMulNBits") >= 8
+    assert any("word_embeddings" in name for name in made.weights)
+    assert made.bytes < fp32.stat().st_size
+
+
+def test_four_bits_are_less_than_eight(fp32: Path, tmp_path: Path) -> None:
+    four, eight = (quantize_weights(fp32, tmp_path / f"{bits}.onnx", bits=bits) for bits in (4, 8))
+    assert four.bytes < eight.bytes
+
+
+def test_a_file_without_products_is_refused(fp32: Path, tmp_path: Path) -> None:
+    small = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="portable")
+    model = onnx.load(small.path)
+    kept = [node for node in model.graph.node if node.op_type in ("Shape", "Cast")][:1]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(kept[0].output[0]))
+    onnx.save(model, tmp_path / "none.onnx")
+    with pytest.raises(ExportError, match="no product with weights is in it"):
+        quantize_weights(tmp_path / "none.onnx", tmp_path / "few.onnx")
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-vnni", "portable"])
+def test_the_ort_file_answers_as_the_onnx_file(target: Any, tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    one = tiny("bert")
+    graph = one.graph
+    apply_passes(graph, passes_for(target))
+    source = write(graph, tmp_path / "model.onnx", {"distill.format": "1"}, {}).path
+    small = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
+    made = write_ort(small.path, tmp_path / "phone", arm=target == "arm64")
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    small_logits = [session.run(["logits"], batch)[0] for batch in one.batches((1, 5), (3, 33))]
+    np.testing.assert_allclose(np.concatenate(small_logits), logits(small.path, one), atol=1e-5)
+    assert session.get_modelmeta().custom_metadata_map == OnnxModel(small.path).metadata
+    assert any(line.startswith("com.microsoft;1;") and "MatMul" in line for line in made.operators)
+    assert sorted(path.name for path in (tmp_path / "phone").iterdir()) == ["int8.ort", "required_operators.config"]
+
+
+def test_what_is_no_model_cannot_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    with pytest.raises(ExportError, match=r"no\.onnx: ONNX Runtime cannot convert it"):
+        write_ort(tmp_path / "no.onnx", tmp_path / "phone")
