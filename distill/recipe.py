@@ -187,6 +187,10 @@ class ExportRecipe(_Section):
         ge=0.0,
         description="Points of the metric that int8 may lose on validation data before it is refused.",
     )
+    ort: bool = Field(
+        False,
+        description="Also write the int8 file as .ort, and the operators that a reduced runtime needs.",
+    )
     golden: int = Field(32, ge=1, description="Texts whose ids and answers are kept in the bundle as a proof.")
 
 

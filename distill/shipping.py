@@ -235,6 +235,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     recipe_toml=run.recipe.to_toml(),
                     versions=versions(),
                     data_source=run.recipe.data.train,
+                    ort=run.recipe.export.ort,
                     beside=sorted(run.task.files(run.student.model.config, run.recipe.data.max_length)),
                 ),
             )

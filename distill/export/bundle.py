@@ -12,7 +12,8 @@ from typing import Any
 
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
-from distill.export.runtime import FULL, QUANTIZED, Bundle
+from distill.export.ort_format import write_ort
+from distill.export.runtime import FULL, QUANTIZED, Bundle, OnnxModel
 from distill.files import replace_folder, sha256_file, write_json, write_text
 from distill.heads import Text
 
@@ -40,6 +41,7 @@ class Contents:
         versions: Of the libraries that made it.
         data_source: Where the training data came from, for the model card.
         beside: Further files of `model_folder` that other libraries read.
+        ort: Whether the int8 file is also written in ORT's own format, with the operators that a reduced build needs.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Contents:
     versions: Mapping[str, str]
     data_source: str = ""
     beside: Sequence[str] = ()
+    ort: bool = False
 
 
 def write_bundle(folder: Path, contents: Contents) -> None:
@@ -72,6 +75,9 @@ def _fill(folder: Path, contents: Contents) -> None:
     (folder / "onnx").mkdir()
     shutil.copyfile(contents.fp32_onnx, folder / FULL)
     shutil.copyfile(contents.int8_onnx, folder / QUANTIZED)
+    if contents.ort:
+        arm = OnnxModel(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
+        write_ort(folder / QUANTIZED, folder / "onnx", arm=arm)
     for name in ("config.json", *TOKENIZER_FILES):
         source = contents.model_folder / name
         if source.is_file():

@@ -220,3 +220,12 @@ def test_the_python_lines_of_the_readme_run(tiny_bundle: Path, capsys: pytest.Ca
     assert block is not None
     exec(block[1].replace("PATH/TO/THIS/FOLDER", str(tiny_bundle)), {})
     assert capsys.readouterr().out.strip() in ("arrival", "exchange", "password")
+
+
+def test_a_reduced_build_finds_its_file_and_its_operators(contents: Contents, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", replace(contents, ort=True))
+    onnx = tmp_path / "bundle" / "onnx"
+    assert (onnx / "model_quantized.ort").stat().st_size > 0
+    assert "MatMul" in (onnx / "required_operators.config").read_text()
+    assert "onnx/model_quantized.ort" in json.loads((tmp_path / "bundle" / "MANIFEST.json").read_text())["files"]
+    assert verify_bundle(tmp_path / "bundle").ok
