@@ -147,6 +147,13 @@ def _plan(
     if "relation_heads" in loss.options and not options["relation_heads"]:
         options["relation_heads"] = shared_heads(*(shape.attention_width for shape in models))
     problems += [f"{name}: {problem}" for problem in _misfits(loss, options, models)]
+    idle = [key for key in PROJECTION_OPTIONS if key in term.options]
+    if loss.projects and idle and _widths(loss, models) is None:
+        width = models[0].width if loss.feature == "hidden" else models[0].attention_width
+        problems.append(
+            f"{name}: student and teacher are both {width} wide: there is nothing to project; "
+            f"take {' and '.join(idle)} away"
+        )
     kinds = {key: options[key] for key in DYNAMIC_OPTIONS if key in own} if options.get("dynamic") else {}
     return Plan(
         name=name,
