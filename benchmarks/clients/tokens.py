@@ -2,7 +2,7 @@
 
     python benchmarks/clients/tokens.py BUNDLE TEXTS ... [--count 100000] [--node FOLDER] [--json FILE]
 
-Half of the strings are sentences from TEXTS (first column of CSV, every text of JSONL, lines of anything else). The others
+Half of the strings are sentences from TEXTS (first column of CSV, all texts of JSONL, lines of anything else); the rest
 are made of every script, signs, accents, control characters and pieces of the vocabulary (distill/export/strings.py).
 FOLDER of --node has a node_modules with the packages of tests/clients/package.json.
 """
@@ -36,7 +36,7 @@ REASONS: dict[str, Callable[[str, int, int], bool]] = {
     "longer than the maximum": lambda text, length, most: length == most,
     "U+20000 and up": lambda text, length, most: any(letter >= "\U00020000" for letter in text),
     "capital sigma": lambda text, length, most: "Σ" in text,
-    "U+0EBA": lambda text, length, most: "\u0eba" in text,
+    "U+0C3C or U+0EBA": lambda text, length, most: bool({"\u0c3c", "\u0eba"} & set(text)),
     "U+10000 to U+1FFFF": lambda text, length, most: any(letter >= "\U00010000" for letter in text),
 }
 """What a text has that is split otherwise; the first that fits is counted. Not proof that it is the cause."""

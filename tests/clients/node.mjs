@@ -1,6 +1,7 @@
 // Asks a bundle through transformers.js, as an app would: JSON lines in, JSON lines out.
 //   node node.mjs FOLDER/BUNDLE predict < texts.jsonl     {"label", "score", "all": {label: score}} a line
 //   node node.mjs FOLDER/BUNDLE encode  < texts.jsonl     [id, ...] a line
+//   node node.mjs FOLDER/BUNDLE tag     < texts.jsonl     [{"entity", "score", ...}, one a token] a line
 // A text is a JSON string, or a list of two for a pair.
 import path from "node:path";
 import readline from "node:readline";
@@ -29,6 +30,9 @@ if (process.argv[3] === "encode") {
     const { input_ids } = tokenizer(first, { text_pair: second, truncation: true, return_tensor: false });
     process.stdout.write(JSON.stringify(Array.isArray(input_ids[0]) ? input_ids[0] : input_ids) + "\n");
   }
+} else if (process.argv[3] === "tag") {
+  const tag = await pipeline("token-classification", name, { dtype: "q8" });
+  for (const text of texts) process.stdout.write(JSON.stringify(await tag(text, { ignore_labels: [] })) + "\n");
 } else {
   const classify = await pipeline("text-classification", name, { dtype: "q8" });
   for (const text of texts) {
