@@ -46,7 +46,7 @@ class TorchPredictor:
 
 
 class MeanPredictor:
-    """Several models as one `Predictor`: the weighted mean of their logits.
+    """Several models as one `Predictor`: the weighted mean of their logits, and what the task makes of it.
 
     Args:
         members: Predictors of the same task and classes.
@@ -60,9 +60,9 @@ class MeanPredictor:
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """The task's graph outputs in fp32."""
-        said = [member.predict(batch)["logits"] for member in self._members]
-        mean = sum(share * one for share, one in zip(self._shares, said, strict=True))
-        return self._task.postprocess({"logits": mean})
+        said = [member.predict(batch) for member in self._members]
+        mean = {name: sum(share * one[name] for share, one in zip(self._shares, said, strict=True)) for name in said[0]}
+        return self._task.postprocess(mean)
 
 
 @dataclass(frozen=True)

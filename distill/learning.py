@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +246,17 @@ def measure(run: Run) -> dict[str, Any]:
                 "agreement": agreement(said["teacher"], evaluation, run.task),
             }
         np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
-        lines = [
-            f"{role}: {metric} {models[role]['metrics'][metric]:.4f} on {len(run.splits.test):,} test rows"
-            + (f", {models[role]['retention']:.1%} of the teacher's" if role != "teacher" else "")
-            for role in roles
-        ]
+        lines = [result_line(role, models[role], metric, len(run.splits.test)) for role in roles]
         for line in lines:
             run.progress.say(line)
         return {"models": models, "summary": lines}
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "baseline": run.has_baseline}
     return run.ledger.once("evaluate", inputs, work, makes=[run.work / "teacher_test.npz"])
+
+
+def result_line(role: str, facts: Mapping[str, Any], metric: str, rows: int) -> str:
+    """What a model reached, and how much of its teacher's measure that is; nothing of a teacher that reached 0."""
+    line = f"{role}: {metric} {facts['metrics'][metric]:.4f} on {rows:,} test rows"
+    kept = None if role == "teacher" else facts["retention"]
+    return line if kept is None else f"{line}, {kept:.1%} of the teacher's"

@@ -411,7 +411,7 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(f"`data.augment.copies` must be 0 for {task.name}: new texts have no place for its labels")
     if task.follows and not (recipe.teacher.checkpoint or recipe.teacher.card):
         problems.append(f"`teacher.checkpoint` must be given for {task.name}: there are no labels to fine-tune on")
-    if task.follows and recipe.teacher.ensemble:
+    if recipe.teacher.ensemble and (task.follows or not task.cached):
         problems.append(f"`teacher.ensemble` must be empty for {task.name}; got {recipe.teacher.ensemble!r}")
     if recipe.student.vocabulary != "full" and not task.trims:
         kept = recipe.student.vocabulary

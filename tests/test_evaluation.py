@@ -7,6 +7,7 @@ import pytest
 
 from distill.errors import DataError, VerificationError
 from distill.evaluation import agreement, disagreements, evaluate, predict_rows
+from distill.learning import result_line
 from distill.tasks import TASKS, Padding
 from distill.tasks.base import pack
 
@@ -70,3 +71,10 @@ def test_what_is_not_finite_is_refused_with_its_row():
 def test_rows_without_any_label_cannot_be_measured():
     with pytest.raises(DataError, match="no row has a label"):
         evaluate(SaysItsLength(), rows_of([2, 3], [-100, -100]), TASK, Padding())
+
+
+def test_a_share_of_nothing_is_not_said():
+    facts = {"metrics": {"f1": 0.0}, "retention": None}
+    assert result_line("student", facts, "f1", 1200) == "student: f1 0.0000 on 1,200 test rows"
+    kept = result_line("student", {"metrics": {"f1": 0.45}, "retention": 0.9}, "f1", 9)
+    assert kept == "student: f1 0.4500 on 9 test rows, 90.0% of the teacher's"
