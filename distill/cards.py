@@ -103,6 +103,9 @@ class StudentCard(_Card):
     family: str = Field("teacher", description="transformers model type, such as `distilbert`.")
     layers: Count = Field(description="Transformer layers.")
     hidden_size: Count | Literal["teacher"] = Field("teacher", description="Width of a hidden state.")
+    embedding_size: Count | Literal["teacher"] = Field(
+        "teacher", description="Numbers a token in the table, widened by a product; for families that have one."
+    )
     attention_heads: Count | Literal["teacher"] = Field("teacher", description="Heads a layer.")
     head_size: Count | None = Field(
         None, description="Width of one head; gives `attention_heads` from the width when that is `teacher`."

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.factorisation import factorise, product_of
 from distill.shape import LayerMap, base_name, final_linear, inner_width, layer_stack, part_of, position_offset
 
 
@@ -22,6 +23,8 @@ class Inherited:
     """Names of the student's parameters that were copied, whole or cut to size."""
 
     names: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
+    """What was done on the way that a person should be told."""
 
 
 def inherit(
@@ -45,6 +48,7 @@ def inherit(
         label_order: For each of the student's labels, the teacher's row of logits; None where they are the same.
     """
     source = _as_family(teacher, student)
+    remarks = _factorised(teacher, student, source) if "embeddings" in parts else []
     order = {} if label_order is None else {final_linear(student): label_order}
     found: dict[str, Tensor] = {}
     kept: dict[str, Tensor | None] = {}
@@ -62,7 +66,26 @@ def inherit(
         fitted = _fit(values, parameter, kept.get(layer), inner_width(teacher.config))
         if fitted is not None:
             found[name] = fitted
-    return _copy_whole_modules(student, found)
+    return replace(_copy_whole_modules(student, found), remarks=tuple(remarks))
+
+
+def _factorised(teacher: PreTrainedModel, student: PreTrainedModel, source: dict[str, Tensor]) -> list[str]:
+    """Puts a narrower embedding into `source` where the student's is one, and says so."""
+    base, family, rank = base_name(student), student.config.model_type, getattr(student.config, "embedding_size", 0)
+    table = source.get(f"{base}.embeddings.word_embeddings.weight")
+    product = product_of(family)
+    if not product or table is None or rank >= table.shape[1]:
+        return []
+    if student.config.hidden_size != teacher.config.hidden_size:
+        return []
+    inside = {name.removeprefix(f"{base}."): values.detach() for name, values in source.items()}
+    cut = factorise(inside, rank, product=product, teacher_product=product)
+    source |= {f"{base}.{name}": values for name, values in cut.values.items()}
+    width = student.config.hidden_size
+    return [
+        f"embedding factorised: {len(table):,} x {rank} and {rank} x {width} for {len(table):,} x {table.shape[1]}; "
+        f"it keeps {cut.kept:.0%} of what told the tokens apart"
+    ]
 
 
 def _copy_whole_modules(student: PreTrainedModel, found: dict[str, Tensor]) -> Inherited:
@@ -150,6 +173,8 @@ def _as_family(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, 
     source: dict[str, Tensor] = dict(teacher.named_parameters())
     if teacher.config.model_type == student.config.model_type:
         return source
+    if student.config.model_type == "electra":
+        return _as_electra(teacher, student, source)
     base, own = base_name(teacher), base_name(student)
     renamed: dict[str, Tensor] = {}
     for name, values in source.items():
@@ -167,4 +192,26 @@ def _as_family(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, 
     segment = renamed[f"{own}.embeddings.token_type_embeddings.weight"][0]
     # Every token of a first sentence gets the same segment vector, so the position table can carry it.
     renamed[table] = renamed[table][position_offset(teacher.config) :] + segment
+    return renamed
+
+
+_HEADS_TO_ELECTRA = {
+    "pooler.dense": "classifier.dense",  # BERT: tanh follows, ELECTRA: GELU
+    "classifier": "classifier.out_proj",
+}
+
+
+def _as_electra(teacher: PreTrainedModel, student: PreTrainedModel, source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BERT's and ELECTRA's layers have the same names; heads and the position table differ."""
+    base, own = base_name(teacher), base_name(student)
+    one_layer = any(name.startswith("classifier.dense.") for name, _ in student.named_parameters())
+    renamed: dict[str, Tensor] = {}
+    for name, values in source.items():
+        module, _, kind = name.removeprefix(f"{base}.").rpartition(".")
+        if one_layer and module in _HEADS_TO_ELECTRA:
+            renamed[f"{_HEADS_TO_ELECTRA[module]}.{kind}"] = values
+        else:
+            renamed[f"{own}.{module}.{kind}" if name.startswith(f"{base}.") else name] = values
+    table = f"{own}.embeddings.position_embeddings.weight"
+    renamed[table] = renamed[table][position_offset(teacher.config) :]
     return renamed

@@ -27,7 +27,13 @@ _HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
 _FEW_ROWS = 64  # tables this short, such as token types, are exported as they are
 _GRAPH_BYTES = 10_000  # a layer: node names and shapes of an exported graph, beside its weights
 
-CROSS_FAMILY = {"distilbert": ("bert", "roberta", "xlm-roberta", "electra")}
+FACTORISED = ("electra", "albert")
+"""Families whose table may be narrower than their states."""
+
+CROSS_FAMILY = {
+    "distilbert": ("bert", "roberta", "xlm-roberta", "electra"),
+    "electra": ("bert", "roberta", "xlm-roberta"),
+}
 """Family of a student: families of teachers whose weights it can take over."""
 
 
@@ -144,6 +150,7 @@ def shape_config(
             f"family {card.family!r} cannot be made from a {teacher.model_type!r} teacher (from: {families}): "
             f"take a card of the teacher's own family, such as layers-6"
         )
+    _check_embedding(teacher, card, width, problems)
     if problems:
         raise StudentError("; ".join(problems), where=f"student card {card.name!r}")
     shape = {"num_hidden_layers": card.layers, "hidden_size": width, "num_attention_heads": heads}
@@ -151,6 +158,8 @@ def shape_config(
     activation = activation_of(teacher) if card.activation == "teacher" else card.activation
     if same_family:
         config = _own_family(teacher, card, shape, inner, activation)
+    elif card.family == "electra":
+        config = _as_electra(teacher, card, shape, inner, activation)
     else:
         config = _as_distilbert(teacher, shape, inner, activation)
     if labels is not None:
@@ -255,6 +264,19 @@ def _check_activation(name: str, problems: list[str]) -> None:
         problems.append(f"activation {name!r} is unknown to transformers: gelu, gelu_new or relu would do")
 
 
+def _check_embedding(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> None:
+    if card.embedding_size == "teacher":
+        return
+    family = teacher.model_type if card.family == "teacher" else card.family
+    if family not in FACTORISED:
+        problems.append(
+            f"embedding_size is {card.embedding_size}, and the family {family!r} has a table as wide as its states: "
+            f"set family to electra, or take embedding_size away"
+        )
+    elif card.embedding_size >= width:
+        problems.append(f"embedding_size must be less than hidden_size {width}; got {card.embedding_size}")
+
+
 def _own_family(
     teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
 ) -> PretrainedConfig:
@@ -273,6 +295,8 @@ def _own_family(
     for key, value in values.items():
         if "layer" in key and isinstance(value, list) and len(value) == depth(teacher):
             values[key] = [value[layer - 1] for _, layer in choose_layers(card, depth(teacher))]
+    if card.embedding_size != "teacher":
+        values["embedding_size"] = card.embedding_size
     values["dtype"] = "float32"
     return type(teacher).from_dict(values)
 
@@ -297,6 +321,32 @@ def _as_distilbert(teacher: PretrainedConfig, shape: dict[str, int], inner: int,
         activation=activation,
         dropout=teacher.hidden_dropout_prob,
         attention_dropout=teacher.attention_probs_dropout_prob,
+        initializer_range=teacher.initializer_range,
+        pad_token_id=teacher.pad_token_id,
+        id2label=dict(teacher.id2label),
+        label2id=dict(teacher.label2id),
+        problem_type=teacher.problem_type,
+    )
+
+
+def _as_electra(
+    teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
+) -> PretrainedConfig:
+    """ELECTRA's config for a teacher laid out like BERT: the same layers, an embedding of its own width."""
+    width = shape["hidden_size"] if card.embedding_size == "teacher" else card.embedding_size
+    return AutoConfig.for_model(
+        "electra",
+        **shape,
+        embedding_size=width,
+        vocab_size=teacher.vocab_size,
+        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
+        type_vocab_size=teacher.type_vocab_size,
+        intermediate_size=inner,
+        hidden_act=activation,
+        layer_norm_eps=teacher.layer_norm_eps,
+        hidden_dropout_prob=teacher.hidden_dropout_prob,
+        attention_probs_dropout_prob=teacher.attention_probs_dropout_prob,
+        classifier_dropout=teacher.classifier_dropout,
         initializer_range=teacher.initializer_range,
         pad_token_id=teacher.pad_token_id,
         id2label=dict(teacher.id2label),

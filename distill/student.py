@@ -240,7 +240,7 @@ def _label_order(teacher: PretrainedConfig, student: PretrainedConfig) -> list[i
 
 def _remarks(teacher: PretrainedConfig, model: PreTrainedModel, taken: Inherited, fresh: tuple[str, ...]) -> list[str]:
     """What a person should be told about this start."""
-    student, said = model.config, []
+    student, said = model.config, list(taken.remarks)
     by_part: dict[str, list[str]] = {}
     for name in fresh:
         by_part.setdefault(part_of(model, name), []).append(name)
