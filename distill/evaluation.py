@@ -108,7 +108,8 @@ def predict_rows(
             rows = [encoded[int(row)] for row in order[begin : begin + batch_size]]
             batch = task.collate(rows, padding)
             tokens = batch["attention_mask"].sum(axis=1) if by_token else ()
-            for key, value in predictor.predict(batch).items():
+            said = predictor.predict(batch)
+            for key, value in {**said, **task.digest(said, batch)}.items():
                 if key in task.unmeasured:
                     continue
                 parts = [row[:count] for row, count in zip(value, tokens, strict=True)] if key in by_token else value

@@ -212,6 +212,7 @@ class Recipe(_Section):
         "text-classification",
         "masked-lm",
         "multi-label",
+        "causal-lm",
         "question-answering",
         "regression",
         "sentence-embedding",

@@ -65,6 +65,12 @@ CARDS = {
         "(batch, length, {count})",
         code='for one in bundle("a text").entities:\n    print(one.label, one.text, one.start, one.end)',
     ),
+    "causal-lm": Card(
+        "text-generation",
+        "says of each token what comes next",
+        "(batch, length, tokens)",
+        code='print(bundle("a text").next)\nprint(bundle("a text").perplexity)',
+    ),
     "sentence-embedding": Card(
         "sentence-similarity",
         "gives a vector of length 1, the output `sentence_embedding`: the product of two is their similarity",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
 from distill.heads.embedding import Embedder, Embedding, Similarity
+from distill.heads.language import Continuation, Writer
 from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
 from distill.heads.states import Encoder, States
@@ -22,6 +23,7 @@ HEADS: dict[str, Head] = {
     "regression": Regressor(),
     "token-classification": Tagger(),
     "sentence-embedding": Embedder(),
+    "causal-lm": Writer(),
 }
 """By task."""
 
@@ -30,6 +32,7 @@ __all__ = [
     "Answer",
     "Asked",
     "Classifier",
+    "Continuation",
     "Embedder",
     "Embedding",
     "Encoder",
@@ -49,4 +52,5 @@ __all__ = [
     "Text",
     "Value",
     "Window",
+    "Writer",
 ]

@@ -54,6 +54,8 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"loss": "pairwise_cosine", "layers": "final", "weight": 10.0},
         _HIDDEN,
     ),
+    # Word-level distillation of 1606.07947: the teacher's next token and the text's own, in equal parts.
+    "language": ({"loss": "soft_labels", "temperature": 1.0}, _LABELS),
     # TextBrewer's DistillationConfig as it comes: no hard labels, no intermediate matches.
     "textbrewer-default": ({**_SOFT, "options": {"convention": "textbrewer"}},),
     # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from distill.errors import TeacherError
 from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
+from distill.tasks.causal_lm import CausalLM
 from distill.tasks.masked_lm import MaskedLanguageModel
 from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
@@ -22,7 +23,8 @@ TASKS: dict[str, Task] = {
         Regression(),
         TokenClassification(),
         QuestionAnswering(),
-        SentenceEmbedding(),
+        CausalLM(),
+        SentenceEmbedding(),  # behind causal-lm: every name that ends in LMHeadModel ends in Model
         MaskedLanguageModel(),
     )
 }

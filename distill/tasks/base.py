@@ -236,6 +236,10 @@ class Task(ABC):
         """The tensors of a PyTorch model's output that `postprocess` needs."""
         return {"logits": output.logits}
 
+    def digest(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
+        """What measures read of a batch's outputs where those are too large to keep, beside what is kept of them."""
+        return {}
+
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Prepares the config of a pretrained model, in place, for a new head with these labels."""
         config.num_labels = len(labels)

@@ -1,0 +1,96 @@
+"""What may come next in a text, and how surprising the text is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distill.heads.base import Array, Asked, Head, Text, Window, encode_texts
+
+MOST = 5
+"""Next tokens that are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt(Window):
+    """A part of a text with the tokenizer that can read its ids.
+
+    Attributes:
+        tokenizer: Of tokenizers.
+    """
+
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a language model says of one text.
+
+    Attributes:
+        next: The most probable next tokens, as text, with their probabilities.
+        perplexity: Of the text; None of a single token.
+    """
+
+    next: list[tuple[str, float]]
+    perplexity: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        found = [{"text": text, "probability": probability} for text, probability in self.next]
+        return {"next": found, "perplexity": self.perplexity}
+
+    def summary(self) -> str:
+        """The next tokens with their probabilities."""
+        return "; ".join(f"{text!r} {probability:.4f}" for text, probability in self.next)
+
+
+class Writer(Head):
+    """Reads `logits` (L, V); those of the last token say what comes next."""
+
+    def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
+        """The parts of each text, one behind the other.
+
+        Raises:
+            DataError: One of them is no string.
+        """
+        return [
+            [_prompt(part, tokenizer) for part in (found, *found.overflowing)]
+            for found in encode_texts(tokenizer, texts)
+        ]
+
+    def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Continuation:
+        """The most probable next tokens, and the text's perplexity."""
+        chances = self.prove(asked.outputs[-1])
+        tokenizer = getattr(asked.windows[-1], "tokenizer")  # noqa: B009  # its windows are `Prompt`s
+        best = np.argsort(-chances, kind="stable")[:MOST]
+        told = [(tokenizer.decode([int(one)], skip_special_tokens=False), float(chances[one])) for one in best]
+        surprises = [
+            _surprises(one.ids, said["logits"]) for one, said in zip(asked.windows, asked.outputs, strict=True)
+        ]
+        every = np.concatenate(surprises)
+        return Continuation(told, math.exp(float(every.mean())) if len(every) else None)
+
+    def prove(self, outputs: Mapping[str, Array]) -> Array:
+        """(V,) probabilities of the next token."""
+        last = outputs["logits"][-1].astype(np.float64)
+        weights = np.exp(last - last.max())
+        chances: Array = weights / weights.sum()
+        return chances
+
+
+def _prompt(encoding: Any, tokenizer: Any) -> Prompt:
+    return Prompt(
+        encoding.ids, encoding.type_ids, encoding.offsets, encoding.word_ids, encoding.sequence_ids, tokenizer
+    )
+
+
+def _surprises(ids: Sequence[int], logits: Array) -> Array:
+    """-log of the probability of each token but the first."""
+    before = logits[:-1].astype(np.float64)
+    shifted = before - before.max(axis=-1, keepdims=True)
+    came: Array = shifted[np.arange(len(before)), np.array(ids[1:], np.int64)]
+    return np.asarray(np.log(np.exp(shifted).sum(axis=-1)) - came)

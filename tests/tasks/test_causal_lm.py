@@ -1,0 +1,135 @@
+"""Language models: measures by hand, long texts in parts, and one whole path on Wikipedia's text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from distill.data import load_splits
+from distill.errors import DataError
+from distill.export.runtime import Bundle
+from distill.export.verify import verify_bundle
+from distill.tasks import TASKS, Padding, find_task
+
+TASK = TASKS["causal-lm"]
+
+
+def learn_tokenizer(texts, size):
+    """Byte-level BPE, as GPT-2 has it, learnt from `texts`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
+
+
+@pytest.fixture(scope="module")
+def lines(shared_data):
+    def read(name, most):
+        text = (shared_data / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8")
+        return [line.strip() for line in text.splitlines() if len(line.split()) > 10][:most]
+
+    return {"train": read("train", 500), "validation": read("dev", 60)}
+
+
+@pytest.fixture(scope="module")
+def start(lines, tmp_path_factory):
+    """GPT-2 of 4 layers, 64 wide, random weights."""
+    tokenizer = learn_tokenizer(lines["train"], 800)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0
+    )
+    folder = tmp_path_factory.mktemp("gpt")
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_measures_by_hand(start):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    encoded = TASK.encode({"text": ["one two"], "label": [None]}, tokenizer, 64)
+    ids = encoded.ragged["input_ids"]
+    batch = TASK.collate([encoded[0]], Padding({"input_ids": 0}))
+    logits = np.zeros((1, len(ids), 800), np.float32)
+    logits[0, 0, ids[1]] = math.log(799)  # half of the probability; the others share the rest evenly
+    said = TASK.digest({"logits": logits}, batch)
+    outputs = {name: value[0] for name, value in said.items()}
+    measured = TASK.metrics(outputs, encoded)
+    surprise = (math.log(2) + (len(ids) - 2) * math.log(800)) / (len(ids) - 1)
+    assert measured["perplexity"] == pytest.approx(math.exp(surprise), rel=1e-5)
+    assert measured["likelihood"] == pytest.approx(math.exp(-surprise), rel=1e-5)
+    assert measured["accuracy"] == pytest.approx(1 / (len(ids) - 1))
+    assert TASK.told(outputs, encoded)[0][1] == pytest.approx(math.exp(surprise), rel=1e-5)
+
+
+def test_a_long_text_is_read_in_parts(start, lines):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    whole = tokenizer(lines["train"][0])["input_ids"]
+    encoded = TASK.encode({"text": lines["train"][:1], "label": [None]}, tokenizer, 16)
+    assert encoded.ragged["input_ids"].tolist() == whole
+    assert encoded.lengths.max() == 16
+    assert set(encoded.sources) == {0}
+    assert (encoded.ragged["labels"] == -100).sum() == len(encoded)
+
+
+def test_a_language_model_is_no_embedder():
+    assert find_task("auto", ["GPT2LMHeadModel"]) is TASK
+
+
+def test_an_empty_text_is_named(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("\n".join(["text", *(f"text {number}" for number in range(20)), '""', "more"]))
+    with pytest.raises(DataError, match="row 21: 'text' is (empty|missing)"):
+        load_splits(path, target="nothing")
+
+
+@pytest.fixture(scope="module")
+def finished(lines, start, run_example, rows_file):
+    files = {name: rows_file([{"text": text} for text in texts], name) for name, texts in lines.items()}
+    return run_example(
+        "causal-lm",
+        *(f'data.{name}="{path}"' for name, path in files.items()),
+        f'teacher={{start="{start}", finetune={{epochs=3, learning_rate=3e-3}}}}',
+        "student.layers=2",
+        "training={epochs=2, learning_rate=2e-3}",
+        "data.max_length=32",
+        "export.max_drop=2",
+    )
+
+
+@pytest.mark.slow
+def test_a_language_model_goes_the_whole_way(finished):
+    _, result = finished
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    assert models["teacher"]["metrics"]["perplexity"] < 400  # by chance 800
+    assert models["student"]["metrics"]["perplexity"] < 400
+    assert models["student-int8"]["retention"] > 0.9
+    assert models["student-onnx"]["metrics"]["perplexity"] == pytest.approx(
+        models["student"]["metrics"]["perplexity"], rel=1e-3
+    )
+    assert verify_bundle(result.bundle).ok
+    bundle = Bundle.load(result.bundle, file="onnx/model.onnx")
+    assert bundle.model.outputs == ("logits",)
+    text = "The first season of the series"
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "student")
+    model = AutoModelForCausalLM.from_pretrained(result.folder / "student").eval()
+    tokens = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**tokens, labels=tokens["input_ids"])
+    said = bundle(text)
+    chances = output.logits[0, -1].softmax(-1)
+    assert said.next[0][0] == tokenizer.decode([int(chances.argmax())])
+    assert said.next[0][1] == pytest.approx(float(chances.max()), abs=1e-4)
+    assert said.perplexity == pytest.approx(math.exp(float(output.loss)), rel=1e-3)
+    assert len(said.next) == 5
