@@ -195,6 +195,17 @@ class DistillationTrainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Tied weights (of a language model: embedding and head) are written twice, since safetensors refuses views; a
+        # resume loads both into the one they share.
+        weights: dict[str, Any] = {}
+        seen: set[int] = set()
+        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
+            shared = isinstance(value, Tensor) and value.numel() > 0 and value.data_ptr() in seen
+            weights[name] = value.clone() if shared else value
+            seen.add(value.data_ptr() if isinstance(value, Tensor) else 0)
+        super()._save(output_dir, weights)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
