@@ -24,6 +24,7 @@ class CausalLM(Task):
     suffixes: ClassVar[tuple[str, ...]] = ("LMHeadModel", "ForCausalLM")
     target: ClassVar[str] = "nothing"
     named: ClassVar[bool] = False
+    trims: ClassVar[bool] = False
     unmeasured: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
