@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from distill import processes
 from distill.cache import CachedTeacher
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
@@ -192,7 +193,9 @@ def _fit(
         progress=run.progress,
         name=NAMES[name],
     )
-    replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
+    if processes.is_main():
+        replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
+    processes.wait()
     return curve
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distill import processes
 from distill.errors import OutputError
 from distill.files import read_json, sha256_json, write_json, write_text
 from distill.recipe import Recipe
@@ -55,10 +56,15 @@ class Ledger:
         fingerprint = sha256_json(inputs)
         known = read_json(path) or {}
         same = known.get("fingerprint") == fingerprint
-        if same and known.get("done") and all(made.exists() for made in makes or []):
-            return dict(known["facts"])
-        if not same and scratch is not None:
+        whole = same and known.get("done") and all(made.exists() for made in makes or [])
+        if not same and scratch is not None and processes.is_main():
             shutil.rmtree(scratch, ignore_errors=True)
+        found = processes.agree(lambda: dict(known["facts"]) if whole else None)
+        if found is not None:
+            return found
+        if not processes.is_main():
+            work()
+            return processes.agree(dict)
         before = float(known.get("seconds", 0.0)) if same and not known.get("done") else 0.0
         write_json(path, {"fingerprint": fingerprint, "done": False, "seconds": before})
         start = time.monotonic()
@@ -72,7 +78,7 @@ class Ledger:
         write_json(path, {"fingerprint": fingerprint, "done": True, "facts": facts})
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-        return facts
+        return processes.agree(lambda: facts)
 
     def facts(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage found out, None if it is not done."""
@@ -82,7 +88,7 @@ class Ledger:
 
 @contextmanager
 def claim(recipe: Recipe, *, replace: bool = False) -> Iterator[Ledger]:
-    """Takes an output folder for one recipe and one process.
+    """Takes an output folder for one recipe and one process, or the processes of one launch.
 
     Args:
         recipe: Whose folder is taken; the resolved recipe is kept in it.
@@ -92,6 +98,9 @@ def claim(recipe: Recipe, *, replace: bool = False) -> Iterator[Ledger]:
         OutputError: The folder holds another recipe's work, or another process is using it.
     """
     folder = recipe.folder
+    if not processes.is_main():  # the first process holds the folder for all
+        yield Ledger(folder / "work" / "state")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers
 
-from distill import learning, shipping
+from distill import learning, processes, shipping
 from distill.files import full_disk_is_an_error
 from distill.ledger import claim
 from distill.progress import SILENT, Progress
@@ -33,6 +33,9 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "bench": shipping.bench,
     "report": shipping.report,
 }
+
+SHARED = ("teacher", "label", "train", "baseline")
+"""What all processes of a launch do together; the rest is the first one's."""
 
 LAST = {
     "finetune": "teacher",
@@ -110,12 +113,24 @@ def run_stages(recipe: Recipe, *, until: str, progress: Progress = SILENT, repla
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     names = list(STAGES)[: list(STAGES).index(LAST[until]) + 1]
-    facts = {}
+    facts: dict[str, dict[str, Any]] = {}
+    progress = progress if processes.is_main() else SILENT
     with claim(recipe, replace=replace) as ledger, full_disk_is_an_error(recipe.folder):
         run = Run(recipe, ledger, progress)
         with progress.stage("All stages", total=sum(SHARES[name] for name in names), unit="parts") as whole:
-            for name in names:
+
+            def do(name: str) -> None:
                 whole.note(name)
                 facts[name] = STAGES[name](run)
                 whole.advance(SHARES[name])
+
+            with processes.together():
+                for name in names:
+                    if name in SHARED:
+                        do(name)
+            if not processes.is_main():
+                return Result(recipe.folder, {})
+            for name in names:
+                if name not in SHARED:
+                    do(name)
     return Result(recipe.folder, facts)

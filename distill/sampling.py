@@ -61,3 +61,29 @@ class LengthBucketSampler(Sampler[list[int]]):
             yield batches[index].tolist()
         if len(rest) and not self.drop_last:
             yield rest.tolist()
+
+
+class ProcessBatches(Sampler[list[int]]):
+    """One process's part of every batch: each row goes to one process, none is repeated.
+
+    The last batch may be too short for all: who gets nothing of it is given an empty list.
+
+    Args:
+        whole: Batches for all processes together.
+        number: Which process this is.
+        count: How many there are.
+    """
+
+    def __init__(self, whole: LengthBucketSampler, number: int, count: int) -> None:
+        self.whole, self.number, self.count = whole, number, count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration."""
+        self.whole.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.whole:
+            yield rows[self.number :: self.count]

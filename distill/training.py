@@ -15,21 +15,26 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from distill import processes
 from distill.errors import TrainingError
 from distill.features import Features, TappedModel
 from distill.files import read_json, replace_folder, sync, write_json
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress, Stage
 from distill.recipe import TrainingRecipe
-from distill.sampling import LengthBucketSampler
+from distill.sampling import LengthBucketSampler, ProcessBatches
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
+
+IDLE = "idle"
+"""Marks a batch that stands in where a process has no row left of the last batch: it counts nothing."""
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: one without it was cut off and is never resumed from."""
@@ -118,17 +123,27 @@ class DistillationTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of like length; their order is a pure function of (seed, epoch)."""
-        sampler = LengthBucketSampler(
-            self.train_dataset.lengths, self.args.per_device_train_batch_size, seed=self.args.seed
+        number, count = self.accelerator.process_index, self.accelerator.num_processes
+        whole = LengthBucketSampler(
+            self.train_dataset.lengths, self.args.per_device_train_batch_size * count, seed=self.args.seed
         )
         loader: DataLoader = DataLoader(
             self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            batch_sampler=whole if count == 1 else ProcessBatches(whole, number, count),
+            collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
-        return self.accelerator.prepare(loader)
+        if count == 1:
+            return self.accelerator.prepare(loader)
+        # Not `accelerator.prepare`: it would fill up the last batch with rows that were seen before.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def _collate(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A process without a row of its own takes any, marked to count nothing: all must take part in the step."""
+        if rows:
+            return self.data_collator(rows)
+        return {**self.data_collator([self.train_dataset[0]]), IDLE: torch.ones(1)}
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -144,7 +159,8 @@ class DistillationTrainer(transformers.Trainer):
         counts: dict[str, Tensor] = {}
         for batch in batches:
             for unit, count in objective.counts(batch).items():
-                counts[unit] = counts.get(unit, torch.zeros((), device=device)) + count.to(device)
+                own = torch.zeros_like(count) if IDLE in batch else count
+                counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
         return batches, {unit: self.accelerator.reduce(count, "sum") for unit, count in counts.items()}
 
     def compute_loss(
@@ -161,10 +177,13 @@ class DistillationTrainer(transformers.Trainer):
         """
         progress = self.state.global_step / max(1, self.state.max_steps)
         objective = self.accelerator.unwrap_model(model).objective
+        share = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
         terms = model(inputs, self.teacher.features(inputs), progress)
         weights = objective.weights(progress)
         window = num_items_in_batch if isinstance(num_items_in_batch, dict) else objective.counts(inputs)
-        losses = {name: total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()}
+        losses = {
+            name: share * total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()
+        }
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         if not torch.isfinite(loss):
             found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
@@ -182,7 +201,8 @@ class DistillationTrainer(transformers.Trainer):
         """Adds the mean of each term since the last line to what the loggers get."""
         if "loss" in logs and self._term_sums:
             steps = max(1, self.state.global_step - self._term_steps)
-            logs = logs | {f"loss/{name}": float(total) / steps for name, total in self._term_sums.items()}
+            sums = {name: self.accelerator.reduce(total, "sum") for name, total in self._term_sums.items()}
+            logs = logs | {f"loss/{name}": float(total) / steps for name, total in sums.items()}
             self._term_sums, self._term_steps = {}, self.state.global_step
         super().log(logs, start_time)
 
@@ -208,6 +228,7 @@ class DistillationTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        processes.wait()  # every process has written its own random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for path in folder.iterdir():
@@ -235,7 +256,7 @@ class _Rhythm(TrainerCallback):
         # Measured at a step's end and before its checkpoint, so that a resume never skips a measurement.
         if state.global_step % self.steps_per_epoch == 0 or state.global_step == state.max_steps:
             control.should_evaluate = control.should_log = True
-        if time.monotonic() - self._saved_at > self.every_seconds:
+        if processes.agree(lambda: time.monotonic() - self._saved_at > self.every_seconds):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -318,7 +339,7 @@ def fit(
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
-    batches = -(-len(encoded) // settings.batch_size)
+    batches = -(-len(encoded) // (settings.batch_size * processes.count()))
     steps = -(-batches // settings.gradient_accumulation)
     total = max(1, round(steps * settings.epochs))
     on_gpu = torch.cuda.is_available()
@@ -358,12 +379,16 @@ def fit(
             stage,
             save,
         )
-        callbacks = [rhythm, TensorBoardCallback(SummaryWriter(str(logs)))]
+        callbacks: list[TrainerCallback] = [rhythm]
+        if processes.is_main():
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(logs))))
         trainer = DistillationTrainer(
             student, objective, teacher, encoded, tensor_collate(task, padding), args, evaluation, callbacks
         )
-        checkpoint = latest_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not processes.is_main():
+            torch.manual_seed(seed + processes.number())  # each process drops out other units
+        checkpoint = processes.agree(lambda: str(latest_checkpoint(folder) or ""))
+        trainer.train(resume_from_checkpoint=checkpoint or None)
     return [_point(entry, task.metric) for entry in trainer.state.log_history if _is_point(entry, task.metric)]
 
 

@@ -1,0 +1,84 @@
+"""The processes of one run: which one this is, and what all of them agree on.
+
+`torchrun --nproc-per-node N -m distill.cli train RECIPE` starts N of them. The first alone writes; all of them learn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_LONGEST = timedelta(hours=24)
+"""How long one process waits for another: labelling is done by the first alone."""
+
+
+def number() -> int:
+    """Which process this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the one that writes."""
+    return number() == 0
+
+
+def count() -> int:
+    """How many processes work together now; 1 outside `together`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 1
+    import torch.distributed
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Joins the processes that a launcher started; does nothing where there is only this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch
+    import torch.distributed
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST)
+    yield  # after an error nothing waits for the others: the launcher ends them
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def agree(decide: Callable[[], T]) -> T:
+    """What the first process decides, in every process; the others wait for it.
+
+    Args:
+        decide: Called in the first process alone; gives a JSON value.
+    """
+    if count() == 1:
+        return decide()
+    import torch
+    import torch.distributed
+
+    text = json.dumps(decide()).encode() if is_main() else b""
+    size = torch.tensor([len(text)])
+    torch.distributed.broadcast(size, 0)
+    data = torch.tensor(list(text), dtype=torch.uint8) if is_main() else torch.empty(int(size), dtype=torch.uint8)
+    torch.distributed.broadcast(data, 0)
+    agreed: Any = json.loads(bytes(data.tolist()))
+    return agreed
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if count() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
