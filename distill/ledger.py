@@ -29,7 +29,8 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        if processes.is_main():  # which looks first whether the folder is free
+            folder.mkdir(parents=True, exist_ok=True)
 
     def once(
         self,
