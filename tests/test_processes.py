@@ -82,7 +82,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, quiet_teacher, intents_fo
     both, shared = train(tmp_path, quiet_teacher, intents_folder, 2, 11)
     losses = [[point["loss"] for point in facts["curve"] if "loss" in point] for facts in (alone, both)]
     assert len(losses[0]) >= 10
-    assert losses[0][-1] < losses[0][0]
+    assert max(losses[0]) - min(losses[0]) > 0.02  # were they all alike, equal curves would say nothing
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
     for name, value in weights.items():
         torch.testing.assert_close(

@@ -1,0 +1,68 @@
+"""A run that is killed at random moments ends with the weights of the undisturbed run, bit for bit.
+
+    python benchmarks/kills.py RECIPE.toml --kills 25
+
+Each kill is a SIGKILL after a random share of the time that the undisturbed run took. A run that ends before its kill
+is not counted; checkpoints are asked for every `--checkpoint-seconds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from distill.files import sha256_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-seconds", type=float, default=0.5)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/kills"))
+    options = parser.parse_args()
+    start = time.monotonic()
+    finish(options, "undisturbed")
+    took = time.monotonic() - start
+    moments = random.Random(options.seed)
+    killed = 0
+    while killed < options.kills:
+        process = subprocess.Popen(command(options, "disturbed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            code = process.wait(timeout=moments.uniform(0.1, 0.9) * took)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+        else:
+            if code:
+                sys.exit(f"it failed with {code} after {killed} kills")
+            break
+    finish(options, "disturbed")
+    same = weights(options.output / "undisturbed") == weights(options.output / "disturbed")
+    print(json.dumps({"kills": killed, "seconds_undisturbed": round(took, 1), "weights_bit_equal": same}, indent=1))
+    sys.exit(0 if same else 1)
+
+
+def command(options: argparse.Namespace, name: str) -> list[str]:
+    wanted = f"training.checkpoint_seconds={options.checkpoint_seconds}"
+    run = [sys.executable, "-m", "distill.cli", "train", str(options.recipe), "--set", wanted]
+    return [*run, "--output", str(options.output / name)]
+
+
+def finish(options: argparse.Namespace, name: str) -> None:
+    subprocess.run(command(options, name), check=True)
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.glob("*/model.safetensors"))}
+
+
+if __name__ == "__main__":
+    main()
