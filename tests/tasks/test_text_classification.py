@@ -73,5 +73,5 @@ def test_probabilities_are_the_softmax_even_of_large_logits():
 def test_the_task_is_read_from_the_architecture():
     assert find_task("auto", ["BertForSequenceClassification"]) is TASK
     assert find_task("text-classification", ["BertModel"]) is TASK
-    with pytest.raises(TeacherError, match=r"architecture \['BertModel'\] belongs to no known task"):
-        find_task("auto", ["BertModel"])
+    with pytest.raises(TeacherError, match=r"architecture \['BertForPreTraining'\] belongs to no known task"):
+        find_task("auto", ["BertForPreTraining"])
