@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,16 @@ from typing import Any, Protocol
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from distill.errors import TeacherError
 from distill.features import Features, TappedModel
 from distill.tasks import Padding, Task
+
+_QUIET: dict[str, Any] = {
+    f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")
+}
+"""A file that is not there is no error here."""
 
 GENERIC_PREFIX = "LABEL_"
 
@@ -108,6 +115,9 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
         TeacherError: The weights are missing or not safetensors, the head is missing, or the tokenizer does not fit.
     """
     config = load_config(source, revision)
+    reason = task.misfit(_beside(source, revision, task.files(config, 0)))
+    if reason:
+        raise TeacherError(reason, where=source, fix="Give a teacher that does the same.")
     auto_class = getattr(transformers, task.auto_class)
     options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
     if labels is not None:
@@ -133,6 +143,12 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
     _check_tokenizer(tokenizer, model, source)
     found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)] if task.named else []
     return Checkpoint(model.eval(), tokenizer, found, source)
+
+
+def _beside(source: str, revision: str, paths: Iterable[str]) -> dict[str, Any]:
+    """Those of the JSON files that a checkpoint has."""
+    found = {path: cached_file(source, path, revision=revision or None, **_QUIET) for path in paths}
+    return {path: json.loads(Path(file).read_text(encoding="utf-8")) for path, file in found.items() if file}
 
 
 def load_tokenizer(source: str, revision: str = "") -> Any:

@@ -251,6 +251,10 @@ class Task(ABC):
         """By path, JSON that other libraries read beside a saved model."""
         return {}
 
+    def misfit(self, beside: Mapping[str, Any]) -> str:
+        """Why a checkpoint with these of `files` beside it is not what the task computes; empty where it is."""
+        return ""
+
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
         """A label of the data as `encode` takes it: names are replaced by class numbers; None where there is none."""
         return None if label is None else numbers[label]

@@ -139,6 +139,14 @@ class SentenceEmbedding(Task):
             },
         }
 
+    def misfit(self, beside: Mapping[str, Any]) -> str:
+        """Another pooling than the mean over tokens."""
+        pooling = beside.get("1_Pooling/config.json", {})
+        modes = [name.removeprefix("pooling_mode_") for name, on in pooling.items() if on is True and "_mode_" in name]
+        modes += [str(pooling["pooling_mode"])] if "pooling_mode" in pooling else []
+        others = [mode for mode in modes if mode not in ("mean_tokens", "mean")]
+        return f"it pools by {', '.join(others)}, and this task by the mean over tokens" if others else ""
+
 
 def _unit(rows: Array) -> Array:
     """Rows of length 1."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from distill.data import load_splits
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, RecipeError, TeacherError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
 from distill.tasks import TASKS, find_task
 from distill.tasks.base import pack
+from distill.teacher import load_checkpoint
 
 TASK = TASKS["sentence-embedding"]
 
@@ -53,6 +55,20 @@ def test_padding_does_not_reach_the_vector():
 def test_a_bare_encoder_is_an_embedder_and_a_classifier_is_none():
     assert find_task("auto", ["BertModel"]) is TASK
     assert find_task("auto", ["BertForSequenceClassification"]) is not TASK
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}]
+)
+def test_a_teacher_that_pools_otherwise_is_refused(tmp_path, minilm_folder, pooling):
+    folder = tmp_path / "teacher"
+    shutil.copytree(minilm_folder, folder)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 384, **pooling}))
+    with pytest.raises(TeacherError, match=r"it pools by cls.*, and this task by the mean over tokens"):
+        load_checkpoint(str(folder), TASK)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    assert load_checkpoint(str(folder), TASK).labels == []
 
 
 def test_labels_are_not_read_and_empty_texts_are_named(tmp_path):
