@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+STARTS, ENDS = 120, 600
+"""Seconds after which a browser that says nothing is given up: at its start the test is skipped, later it fails."""
 PATIENCE = 60  # seconds until a page that does not answer is an error; nothing is asserted about time
 
 
@@ -139,14 +142,26 @@ def browser(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     home = tmp_path_factory.mktemp("chromium")
     one = Browser(command, home / "profile")
     before = request.session.testsfailed
+    heard = signal.signal(signal.SIGALRM, _not_heard)
     try:
-        one.begin()
+        signal.alarm(STARTS)
+        try:
+            one.begin()
+        except (AssertionError, OSError) as error:  # a container may not let it
+            pytest.skip(f"chromium does not start here: {error}")
+        signal.alarm(ENDS)
         yield one
         if request.session.testsfailed > before:
             one.screenshot(home / "failed.png")
             sys.stderr.write(f"screenshot: {home / 'failed.png'}\n")  # pytest shows it with the failure
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, heard)
         one.close()
+
+
+def _not_heard(*_: Any) -> None:
+    raise TimeoutError("the browser does not answer")
 
 
 @pytest.fixture
