@@ -12,16 +12,24 @@ where the student's are thinner; the feed-forward keeps the most important neuro
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.errors import StudentError
+from distill.fitting import (
+    Call,
+    embedding_norm,
+    fit_linear,
+    fit_norm,
+    gather,
+    head_products,
+    layer_calls,
+    linear,
+)
 from distill.progress import SILENT, Progress
 from distill.shape import inner_width, part_of
 from distill.student import Student
@@ -30,14 +38,10 @@ from distill.surgery import (
     Importance,
     Layout,
     evaluating,
-    inputs_of,
     layers_of,
     layout_of,
     rank_units,
-    record_inputs,
 )
-
-_RIDGE = 1e-3  # of the inputs' mean square: how strongly a fit leans on its starting weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +127,19 @@ class _Fit:
         self.theirs = [layers_of(teacher)[layer - 1] for _, layer in layer_map]
         self.numbers = [layer - 1 for _, layer in layer_map]
         self.mine = layers_of(student)
-        self.their_calls = _calls(teacher, self.theirs, batches)
-        self.my_calls: list[_Call] | None = None  # of the layer being fitted; None: the whole student is run
+        self.their_calls = layer_calls(teacher, self.theirs, batches)
+        self.my_calls: list[Call] | None = None  # of the layer being fitted; None: the whole student is run
         self.basis = self._directions(student.config.hidden_size, seed)
 
     def embeddings(self) -> None:
         """Tables in the student's coordinates, then the norm behind them."""
-        table_norm = _embedding_norm(self.student)
+        table_norm = embedding_norm(self.student)
         for name, parameter in self.student.named_parameters():
             if part_of(self.student, name) == "embeddings" and parameter.dim() == 2:
                 values = self.teacher.get_parameter(name)
                 parameter.copy_(values @ self.basis if values.shape[1] == self.basis.shape[0] else values)
-        target = self._gather(self.teacher, {"h": _embedding_norm(self.teacher)})["h"] @ self.basis
-        self._fit_norm(table_norm, target)
+        target = self._gather(self.teacher, {"h": embedding_norm(self.teacher)})["h"] @ self.basis
+        self._norm(table_norm, target)
 
     def layer(self, number: int) -> None:
         """One layer of the student, from what it reads to what it gives."""
@@ -143,27 +147,27 @@ class _Fit:
         get = theirs.get_submodule
         taps = {name: get(getattr(names, name)) for name in Layout.__dataclass_fields__}
         wanted = self._gather(self.teacher, taps, calls=self.their_calls[theirs])
-        self.my_calls = _calls(self.student, [mine], self.batches)[mine]
+        self.my_calls = layer_calls(self.student, [mine], self.batches)[mine]
         units = self._units(number, wanted["query"], wanted["key"], wanted["value"])
         rotate, mapped = self.basis, {"query": units.query, "key": units.key, "value": units.value}
         for name, unit_map in mapped.items():
-            product = _linear(mine, getattr(names, name))
-            prior = unit_map.T @ _linear(theirs, getattr(names, name)).weight @ rotate
-            self._fit_linear(product, wanted[name] @ unit_map, prior)
+            product = linear(mine, getattr(names, name))
+            prior = unit_map.T @ linear(theirs, getattr(names, name)).weight @ rotate
+            self._fit(product, wanted[name] @ unit_map, prior)
         back = torch.linalg.pinv(units.value)  # (student heads' width, teacher heads' width)
-        out, down = _linear(theirs, names.out).weight, _linear(theirs, names.down).weight
-        up = _linear(theirs, names.up).weight
-        self._fit_linear(_linear(mine, names.out), wanted["out"] @ rotate, rotate.T @ out @ back.T)
-        self._fit_norm(mine.get_submodule(names.attention_norm), wanted["attention_norm"] @ rotate)
-        self._fit_linear(_linear(mine, names.up), wanted["up"][:, units.neurons], up[units.neurons] @ rotate)
-        self._fit_linear(_linear(mine, names.down), wanted["down"] @ rotate, rotate.T @ down[:, units.neurons])
-        self._fit_norm(mine.get_submodule(names.norm), wanted["norm"] @ rotate)
+        out, down = linear(theirs, names.out).weight, linear(theirs, names.down).weight
+        up = linear(theirs, names.up).weight
+        self._fit(linear(mine, names.out), wanted["out"] @ rotate, rotate.T @ out @ back.T)
+        self._norm(mine.get_submodule(names.attention_norm), wanted["attention_norm"] @ rotate)
+        self._fit(linear(mine, names.up), wanted["up"][:, units.neurons], up[units.neurons] @ rotate)
+        self._fit(linear(mine, names.down), wanted["down"] @ rotate, rotate.T @ down[:, units.neurons])
+        self._norm(mine.get_submodule(names.norm), wanted["norm"] @ rotate)
         self.my_calls = None
         del self.their_calls[theirs]
 
     def head(self) -> None:
         """The products of the head: inner ones keep the coordinates that the next one weighs most."""
-        theirs, mine = _head_products(self.teacher), _head_products(self.student)
+        theirs, mine = head_products(self.teacher), head_products(self.student)
         columns = self.basis  # (teacher's width, student's width) of what the product reads
         for place, (big, small) in enumerate(zip(theirs, mine, strict=True)):
             wanted = self._gather(self.teacher, {"y": big})["y"]
@@ -172,7 +176,7 @@ class _Fit:
                 strength = wanted.std(dim=0) * theirs[place + 1].weight.norm(dim=0)
                 rows = strength.topk(small.out_features).indices.sort().values
             if small.out_features == len(rows):
-                self._fit_linear(small, wanted[:, rows], big.weight[rows] @ columns)
+                self._fit(small, wanted[:, rows], big.weight[rows] @ columns)
             columns = torch.eye(big.out_features)[:, rows]
 
     def _directions(self, width: int, seed: int) -> Tensor:
@@ -181,7 +185,7 @@ class _Fit:
         if width == full:
             return torch.eye(full)
         gram = torch.zeros(full, full, dtype=torch.float64)
-        norms = [_embedding_norm(self.teacher), *(layer.get_submodule(self.layout.norm) for layer in self.theirs)]
+        norms = [embedding_norm(self.teacher), *(layer.get_submodule(self.layout.norm) for layer in self.theirs)]
         gathered = self._gather(self.teacher, {str(number): norm for number, norm in enumerate(norms)})
         for states in gathered.values():
             moment = states.double().T @ states.double()
@@ -220,27 +224,15 @@ class _Fit:
             maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own, smaller width
         return _Units(maps[0], maps[1], maps[2], neurons)
 
-    def _fit_linear(self, product: nn.Linear, target: Tensor, prior: Tensor) -> None:
-        """Ridge regression of `target` on what the product reads now, leaning on `prior`."""
-        inputs = self._gather(self.student, {"x": product}, read=True, calls=self.my_calls)["x"].double()
-        mean_x, mean_y = inputs.mean(0), target.double().mean(0)
-        centred = inputs - mean_x
-        left = target.double() - mean_y - centred @ prior.double().T
-        gram = centred.T @ centred
-        gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + 1e-12)
-        weight = prior.double() + torch.linalg.solve(gram, centred.T @ left).T
-        product.weight.copy_(weight)
-        if product.bias is not None:
-            product.bias.copy_(mean_y - weight @ mean_x)
+    def _fit(self, product: nn.Linear, target: Tensor, prior: Tensor) -> None:
+        """`fit_linear` on what the product reads now."""
+        fit_linear(
+            product, self._gather(self.student, {"x": product}, read=True, calls=self.my_calls)["x"], target, prior
+        )
 
-    def _fit_norm(self, norm: nn.Module, target: Tensor) -> None:
-        """Scale and shift of each coordinate, by least squares on the normalised input."""
-        inputs = self._gather(self.student, {"x": norm}, read=True, calls=self.my_calls)["x"]
-        normal = nn.functional.layer_norm(inputs, inputs.shape[-1:], eps=float(norm.eps))  # type: ignore[arg-type]
-        spread, aim = normal - normal.mean(0), target - target.mean(0)
-        scale = (spread * aim).sum(0) / spread.square().sum(0).clamp_min(1e-12)
-        norm.get_parameter("weight").copy_(scale)
-        norm.get_parameter("bias").copy_(target.mean(0) - scale * normal.mean(0))
+    def _norm(self, norm: nn.Module, target: Tensor) -> None:
+        """`fit_norm` on what the norm reads now."""
+        fit_norm(norm, self._gather(self.student, {"x": norm}, read=True, calls=self.my_calls)["x"], target)
 
     def _gather(
         self,
@@ -248,80 +240,9 @@ class _Fit:
         modules: dict[str, nn.Module],
         *,
         read: bool = False,
-        calls: list[_Call] | None = None,
+        calls: list[Call] | None = None,
     ) -> dict[str, Tensor]:
-        """What modules give, or read, at every position that is no padding: (positions, width) each.
-
-        With `calls` a single layer is run on what it was called with, rather than the whole model.
-        """
-        found: dict[str, list[Tensor]] = {name: [] for name in modules}
-        for number, batch in enumerate(self.batches):
-            with _record(modules.values(), read=read) as seen:
-                if calls is None:
-                    model(**inputs_of(model, batch))
-                else:
-                    calls[number].again()
-            real = batch["attention_mask"].bool()
-            for name, module in modules.items():
-                values = seen[module].float().cpu()
-                found[name].append(values[real] if values.shape[:2] == real.shape and values.dim() == 3 else values)
-        return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of a layer, to be made again."""
-
-    layer: nn.Module
-    arguments: tuple[Any, ...]
-    named: dict[str, Any]
-
-    def again(self) -> None:
-        """Runs the layer as it was run."""
-        self.layer(*self.arguments, **self.named)
-
-
-class _ReachedError(Exception):
-    """The last layer in question has been called; the rest of the model need not run."""
-
-
-def _calls(
-    model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch]
-) -> dict[nn.Module, list[_Call]]:
-    """How each layer is called, batch by batch, in one pass that stops at the last of them."""
-    found: dict[nn.Module, list[_Call]] = {layer: [] for layer in layers}
-
-    def remember(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found[module].append(_Call(module, arguments, named))
-        if module is layers[-1]:
-            raise _ReachedError
-
-    handles = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in found]
-    try:
-        for batch in batches:
-            with suppress(_ReachedError), torch.no_grad():
-                model(**inputs_of(model, batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-@contextmanager
-def _record(modules: Iterable[nn.Module], *, read: bool) -> Iterator[dict[nn.Module, Tensor]]:
-    """What modules read, or give, in their latest call."""
-    chosen = list(modules)
-    if read:
-        with record_inputs(chosen) as seen:
-            yield seen
-        return
-    given: dict[nn.Module, Tensor] = {}
-    handles = [m.register_forward_hook(lambda module, _, output: given.__setitem__(module, output)) for m in chosen]
-    try:
-        yield given
-    finally:
-        for handle in handles:
-            handle.remove()
+        return gather(model, modules, self.batches, read=read, calls=calls)
 
 
 def _thin_head(query: Tensor, key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,28 +260,3 @@ def _thin_head(query: Tensor, key: Tensor, value: Tensor, width: int) -> tuple[T
     map_k = (turn_k.T / size_k.clamp_min(1e-9)) @ (right[:width].T * root)
     map_v = torch.linalg.svd(value.double(), full_matrices=False)[2][:width].T
     return map_q.float(), map_k.float(), map_v.float()
-
-
-def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    module = layer.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"{name} is {type(module).__name__}, not Linear")
-    return module
-
-
-def _embedding_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm behind the embedding tables."""
-    return next(
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm) and part_of(model, f"{name}.weight") == "embeddings"
-    )
-
-
-def _head_products(model: PreTrainedModel) -> list[nn.Linear]:
-    """The products between the last layer and the logits, in the order they are built."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and part_of(model, f"{name}.weight") == "head"
-    ]
