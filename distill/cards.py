@@ -113,6 +113,10 @@ class StudentCard(_Card):
     intermediate_size: Count | Literal["teacher", "teacher/2", "teacher/4"] = Field(
         "teacher", description="Width inside the feed-forward; `teacher/2` is half of the teacher's."
     )
+    bottleneck_size: Count | None = Field(
+        None, description="Width inside a layer, between two products, in MobileBERT's manner; for its family only."
+    )
+    feed_forwards: Count = Field(1, description="Feed-forwards of a bottleneck layer, one behind the other.")
     activation: str = Field("teacher", description="Activation inside the feed-forward, such as `gelu` or `relu`.")
     inherits: Inherits = Field(default_factory=Inherits, description="What it takes over from its teacher.")
     declared: Declared | None = Field(None, description="The size it promises for a named teacher.")

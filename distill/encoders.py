@@ -78,6 +78,7 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": _BERT,
     "camembert": _BERT,
     "electra": _BERT,
+    "mobilebert": _BERT,
     "distilbert": Family("transformer.layer", "attention", ("q_lin", "k_lin", "v_lin")),
     "albert": Family("encoder.albert_layer_groups", "attention", ("query", "key", "value")),
     "mpnet": Family("encoder.layer", "attention.attn", ("q", "k", "v"), score="bias"),

@@ -176,6 +176,8 @@ def _as_family(teacher: PreTrainedModel, student: PreTrainedModel) -> dict[str, 
     if student.config.model_type == "electra":
         return _as_electra(teacher, student, source)
     base, own = base_name(teacher), base_name(student)
+    if student.config.model_type == "mobilebert":
+        return {re.sub(rf"^{base}\.", f"{own}.", name): values for name, values in source.items()}
     renamed: dict[str, Tensor] = {}
     for name, values in source.items():
         inside = name.removeprefix(f"{base}.")

@@ -45,7 +45,7 @@ from distill.surgery import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Units:
+class Units:
     """Which of a teacher layer's units a student layer has.
 
     Attributes:
@@ -89,6 +89,13 @@ def carry_over(
             fix="Take a card of the teacher's own family.",
         )
     layout_of(teacher)
+    inner, most = inner_width(student.model.config), inner_width(teacher.config)
+    if inner > most:
+        raise StudentError(
+            f"intermediate_size {inner} is wider than the teacher's {most}",
+            where="student",
+            fix=f"Set student.intermediate_size to at most {most}.",
+        )
     ranks = importance or rank_units(teacher, batches, progress=progress)
     model = copy.deepcopy(student.model).eval()
     total = len(student.layer_map) + 2
@@ -148,7 +155,14 @@ class _Fit:
         taps = {name: get(getattr(names, name)) for name in Layout.__dataclass_fields__}
         wanted = self._gather(self.teacher, taps, calls=self.their_calls[theirs])
         self.my_calls = layer_calls(self.student, [mine], self.batches)[mine]
-        units = self._units(number, wanted["query"], wanted["key"], wanted["value"])
+        units = choose_units(
+            self.ranks,
+            self.numbers[number],
+            (wanted["query"], wanted["key"], wanted["value"]),
+            heads=int(self.student.config.num_attention_heads),
+            width=int(self.student.config.hidden_size),
+            neurons=inner_width(self.student.config),
+        )
         rotate, mapped = self.basis, {"query": units.query, "key": units.key, "value": units.value}
         for name, unit_map in mapped.items():
             product = linear(mine, getattr(names, name))
@@ -195,35 +209,6 @@ class _Fit:
         rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
         return directions @ rotation
 
-    def _units(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> _Units:
-        """Heads and neurons of one layer, by importance."""
-        layer = self.numbers[number]
-        theirs, mine = self.teacher.config, self.student.config
-        neurons = self.ranks.neurons[layer].topk(min(inner_width(mine), inner_width(theirs))).indices.sort().values
-        if len(neurons) < inner_width(mine):
-            raise StudentError(
-                f"intermediate_size {inner_width(mine)} is wider than the teacher's {inner_width(theirs)}",
-                where="student",
-                fix=f"Set student.intermediate_size to at most {inner_width(theirs)}.",
-            )
-        heads, many = int(theirs.num_attention_heads), int(mine.num_attention_heads)
-        wide, thin = theirs.hidden_size // heads, mine.hidden_size // many
-        order = self.ranks.heads[layer].argsort(descending=True).tolist()
-        together = max(thin // wide, 1)  # teacher heads that share one of the student's
-        groups = [sorted(order[: many * together])[at::many] for at in range(many)]
-        maps = [torch.zeros(heads * wide, many * thin) for _ in range(3)]
-        for slot, group in enumerate(groups):
-            for place, head in enumerate(group):
-                rows = slice(head * wide, (head + 1) * wide)
-                width = min(wide, thin)
-                begin = slot * thin + place * wide
-                cut = _thin_head(query[:, rows], key[:, rows], value[:, rows], width)
-                for whole, part in zip(maps, cut, strict=True):
-                    whole[rows, begin : begin + width] = part
-        if thin < wide:
-            maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own, smaller width
-        return _Units(maps[0], maps[1], maps[2], neurons)
-
     def _fit(self, product: nn.Linear, target: Tensor, prior: Tensor) -> None:
         """`fit_linear` on what the product reads now."""
         fit_linear(
@@ -243,6 +228,44 @@ class _Fit:
         calls: list[Call] | None = None,
     ) -> dict[str, Tensor]:
         return gather(model, modules, self.batches, read=read, calls=calls)
+
+
+def choose_units(
+    ranks: Importance,
+    layer: int,
+    products: tuple[Tensor, Tensor, Tensor],
+    *,
+    heads: int,
+    width: int,
+    neurons: int,
+) -> Units:
+    """Heads and neurons of one of the teacher's layers, by importance.
+
+    Args:
+        ranks: Of the teacher's units.
+        layer: Its number, from 0.
+        products: What its queries, keys and values are, (positions, heads' width) each.
+        heads: That the student has.
+        width: Of all of them together.
+        neurons: That the student's feed-forward has.
+    """
+    query, key, value = products
+    many, wide, thin = ranks.heads.shape[1], query.shape[1] // ranks.heads.shape[1], width // heads
+    order = ranks.heads[layer].argsort(descending=True).tolist()
+    together = max(thin // wide, 1)  # teacher heads that share one of the student's
+    groups = [sorted(order[: heads * together])[at::heads] for at in range(heads)]
+    maps = [torch.zeros(many * wide, width) for _ in range(3)]
+    for slot, group in enumerate(groups):
+        for place, head in enumerate(group):
+            rows = slice(head * wide, (head + 1) * wide)
+            each = min(wide, thin)
+            begin = slot * thin + place * wide
+            cut = _thin_head(query[:, rows], key[:, rows], value[:, rows], each)
+            for whole, part in zip(maps, cut, strict=True):
+                whole[rows, begin : begin + each] = part
+    if thin < wide:
+        maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own, smaller width
+    return Units(maps[0], maps[1], maps[2], ranks.neurons[layer].topk(neurons).indices.sort().values)
 
 
 def _thin_head(query: Tensor, key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

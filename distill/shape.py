@@ -27,12 +27,13 @@ _HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
 _FEW_ROWS = 64  # tables this short, such as token types, are exported as they are
 _GRAPH_BYTES = 10_000  # a layer: node names and shapes of an exported graph, beside its weights
 
-FACTORISED = ("electra", "albert")
+FACTORISED = ("electra", "albert", "mobilebert")
 """Families whose table may be narrower than their states."""
 
 CROSS_FAMILY = {
     "distilbert": ("bert", "roberta", "xlm-roberta", "electra"),
     "electra": ("bert", "roberta", "xlm-roberta"),
+    "mobilebert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Family of a student: families of teachers whose weights it can take over."""
 
@@ -151,6 +152,7 @@ def shape_config(
             f"take a card of the teacher's own family, such as layers-6"
         )
     _check_embedding(teacher, card, width, problems)
+    _check_bottleneck(teacher, card, width, problems)
     if problems:
         raise StudentError("; ".join(problems), where=f"student card {card.name!r}")
     shape = {"num_hidden_layers": card.layers, "hidden_size": width, "num_attention_heads": heads}
@@ -160,6 +162,8 @@ def shape_config(
         config = _own_family(teacher, card, shape, inner, activation)
     elif card.family == "electra":
         config = _as_electra(teacher, card, shape, inner, activation)
+    elif card.family == "mobilebert":
+        config = _as_mobilebert(teacher, card, shape, inner, activation)
     else:
         config = _as_distilbert(teacher, shape, inner, activation)
     if labels is not None:
@@ -227,6 +231,7 @@ def layer_stack(model: PreTrainedModel) -> str:
 
 def _heads(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> int:
     """Attention heads, adding to `problems` what does not divide."""
+    width = card.bottleneck_size or width
     if card.attention_heads == "teacher" and card.head_size is not None:
         if width % card.head_size:
             fitting = _near_divisors(width, card.head_size)
@@ -275,6 +280,17 @@ def _check_embedding(teacher: PretrainedConfig, card: StudentCard, width: int, p
         )
     elif card.embedding_size >= width:
         problems.append(f"embedding_size must be less than hidden_size {width}; got {card.embedding_size}")
+
+
+def _check_bottleneck(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> None:
+    if (card.bottleneck_size is None) == (card.family != "mobilebert") and card.feed_forwards == 1:
+        return
+    if card.family != "mobilebert":
+        problems.append("bottleneck_size and feed_forwards are for the family mobilebert: set family to it")
+    elif card.bottleneck_size is None:
+        problems.append("bottleneck_size must be given for the family mobilebert: a quarter of the width would do")
+    elif card.bottleneck_size > width or width != teacher.hidden_size:
+        problems.append(f"bottleneck_size must be at most the teacher's hidden_size {width}, which the student keeps")
 
 
 def _own_family(
@@ -345,6 +361,35 @@ def _as_electra(
         hidden_act=activation,
         layer_norm_eps=teacher.layer_norm_eps,
         hidden_dropout_prob=teacher.hidden_dropout_prob,
+        attention_probs_dropout_prob=teacher.attention_probs_dropout_prob,
+        classifier_dropout=teacher.classifier_dropout,
+        initializer_range=teacher.initializer_range,
+        pad_token_id=teacher.pad_token_id,
+        id2label=dict(teacher.id2label),
+        label2id=dict(teacher.label2id),
+        problem_type=teacher.problem_type,
+    )
+
+
+def _as_mobilebert(
+    teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
+) -> PretrainedConfig:
+    """MobileBERT's config (Sun et al. 2020, arXiv:2004.02984) for a teacher laid out like BERT, and as wide outside."""
+    return AutoConfig.for_model(
+        "mobilebert",
+        **shape,
+        embedding_size=shape["hidden_size"] if card.embedding_size == "teacher" else card.embedding_size,
+        true_hidden_size=card.bottleneck_size,
+        intra_bottleneck_size=card.bottleneck_size,
+        num_feedforward_networks=card.feed_forwards,
+        intermediate_size=inner,
+        hidden_act=activation,
+        normalization_type="no_norm",
+        vocab_size=teacher.vocab_size,
+        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
+        type_vocab_size=teacher.type_vocab_size,
+        layer_norm_eps=teacher.layer_norm_eps,
+        hidden_dropout_prob=0.0,  # small students underfit
         attention_probs_dropout_prob=teacher.attention_probs_dropout_prob,
         classifier_dropout=teacher.classifier_dropout,
         initializer_range=teacher.initializer_range,

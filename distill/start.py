@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
+from distill.bottleneck import fit_bottlenecks
 from distill.cards import StudentCard
 from distill.progress import SILENT, Progress
 from distill.reduction import carry_over
@@ -65,6 +66,8 @@ def start_student(
     )
     if init == "teacher" and _was_cut(teacher, student):
         student = carry_over(teacher, student, batches(), seed=seed, progress=progress)
+    elif init == "teacher" and student.model.config.model_type == "mobilebert" and _inherits_all(student):
+        student = fit_bottlenecks(teacher, student, batches(), progress=progress)
     return student if kept_ids is None else trim_student(student, kept_ids)
 
 
@@ -73,7 +76,7 @@ def _was_cut(teacher: PreTrainedModel, student: Student) -> bool:
     theirs, mine = teacher.config, student.model.config
     if theirs.model_type != mine.model_type or theirs.model_type not in LAYOUTS:
         return False
-    if len(student.card.inherits.parts) < 3 or len(student.layer_map) > theirs.num_hidden_layers:
+    if not _inherits_all(student) or len(student.layer_map) > theirs.num_hidden_layers:
         return False
     sizes = [(mine.hidden_size, theirs.hidden_size), (inner_width(mine), inner_width(theirs))]
     if any(small > large for small, large in sizes):
@@ -81,3 +84,7 @@ def _was_cut(teacher: PreTrainedModel, student: Student) -> bool:
     other_heads = mine.num_attention_heads != theirs.num_attention_heads
     other_activation = activation_of(mine) != activation_of(theirs)
     return any(small < large for small, large in sizes) or other_heads or other_activation
+
+
+def _inherits_all(student: Student) -> bool:
+    return len(student.card.inherits.parts) == 3

@@ -35,6 +35,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "roberta": lambda: t.RobertaConfig(**SHAPE),
     "xlm-roberta": lambda: t.XLMRobertaConfig(**SHAPE),
     "electra": lambda: t.ElectraConfig(**SHAPE, embedding_size=16),  # narrower embeddings, projected
+    "mobilebert": lambda: t.MobileBertConfig(
+        **SHAPE, embedding_size=16, true_hidden_size=16, intra_bottleneck_size=16, num_feedforward_networks=2
+    ),
     "distilbert": lambda: t.DistilBertConfig(
         vocab_size=64, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=40, num_labels=3
     ),
