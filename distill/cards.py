@@ -101,7 +101,11 @@ class StudentCard(_Card):
     description: str = Field(min_length=1, description="One sentence: what it is and whom it suits.")
     source: str = Field("", description="Paper or model that defines the shape.")
     family: str = Field("teacher", description="transformers model type, such as `distilbert`.")
-    layers: Count = Field(description="Transformer layers.")
+    layers: Count = Field(description="Transformer layers; of an encoder and decoder, those of the encoder.")
+    decoder_layers: Count | Literal["same"] = Field(
+        "same",
+        description="Layers of a decoder behind an encoder; `same` takes as many as `layers`, as far as there are.",
+    )
     hidden_size: Count | Literal["teacher"] = Field("teacher", description="Width of a hidden state.")
     embedding_size: Count | Literal["teacher"] = Field(
         "teacher", description="Numbers a token in the table, widened by a product; for families that have one."

@@ -70,6 +70,7 @@ class Family:
     normed_end: bool = True
 
 
+_BART = Family("layers", "self_attn", ("q_proj", "k_proj", "v_proj"), encoder="encoder")
 _BERT = Family("encoder.layer", "attention.self", ("query", "key", "value"))
 
 FAMILIES: dict[str, Family] = {
@@ -88,6 +89,11 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family("layers", "attn", ("Wqkv",), score="rotary"),
     "gpt2": Family("h", "attn", ("c_attn",)),
     "t5": Family("block", "layer.0.SelfAttention", ("q", "k", "v"), encoder="encoder", score="bias", mask="mask"),
+    "bart": _BART,
+    "mbart": _BART,
+    "marian": _BART,
+    "pegasus": _BART,
+    "m2m_100": _BART,
     "vit": Family("layers", "attention", ("q_proj", "k_proj", "v_proj"), normed_end=False),
 }
 """By transformers' `model_type`."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from distill.errors import DataError, VerificationError
+from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
 from distill.tasks.base import Array, Predictor
@@ -27,12 +28,24 @@ class TorchPredictor:
     def __init__(self, model: Any, task: Task, *, bf16: bool = False) -> None:
         self._model, self._task, self._bf16 = task.shipped(model), task, bf16
 
+    def write(self, batch: Mapping[str, Array], rules: Rules) -> list[list[int]]:
+        """By row the token ids that an encoder with a decoder writes, by transformers' own search."""
+        device = next(self._model.parameters()).device
+        given = {name: torch.from_numpy(batch[name]).to(device) for name in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            found = self._model.generate(
+                **given, do_sample=False, num_beams=rules.beams, max_new_tokens=rules.max_new_tokens, max_length=None
+            )
+        rows = [row.tolist()[1:] for row in found]
+        ends = [next((at for at, token in enumerate(row) if token in rules.ends), len(row)) for row in rows]
+        return [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """The task's graph outputs in fp32."""
         parameter = next(self._model.parameters())
         inputs = {
             name: torch.from_numpy(np.ascontiguousarray(batch[name])).to(parameter.device)
-            for name in ("input_ids", "attention_mask", "token_type_ids")
+            for name in ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
             if name in batch
         }
         training = self._model.training
@@ -107,7 +120,7 @@ def predict_rows(
         for begin in range(0, len(order), batch_size):
             rows = [encoded[int(row)] for row in order[begin : begin + batch_size]]
             batch = task.collate(rows, padding)
-            tokens = batch["attention_mask"].sum(axis=1) if by_token else ()
+            tokens = task.tokens(batch) if by_token else ()
             said = predictor.predict(batch)
             for key, value in {**said, **task.digest(said, batch)}.items():
                 if key in task.unmeasured:

@@ -174,6 +174,10 @@ def _as_many(text: Any, pair: Any, tags: Any) -> str | None:
     return None if len(text) == len(tags) else f"{len(tags)} tags for {len(text)} words"
 
 
+def _read_target(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    return _read_text(value, column)
+
+
 def _from_json(value: Any) -> Any:
     """What a CSV holds of a list or a mapping."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
@@ -209,6 +213,7 @@ TARGETS: dict[str, Target] = {
         {"text": _TEXTS, "answer_start": datasets.Sequence(datasets.Value("int64"))}, _read_span, fits=_in_context
     ),
     "number": Target(datasets.Value("float64"), _read_number),
+    "text": Target(_TEXT, _read_target),
     "nothing": Target(_TEXT, lambda value, column, names: (None, None), column=False),
 }
 """By the name that `Task.target` gives."""

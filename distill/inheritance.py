@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.factorisation import factorise, product_of
-from distill.shape import LayerMap, base_name, final_linear, inner_width, layer_stack, part_of, position_offset
+from distill.shape import (
+    LayerMap,
+    base_name,
+    decoder_stack,
+    final_linear,
+    inner_width,
+    layer_stack,
+    part_of,
+    position_offset,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ def inherit(
     student: PreTrainedModel,
     layer_map: LayerMap,
     *,
+    decoder_map: LayerMap | None = None,
     parts: Collection[str] = ("embeddings", "layers", "head"),
     label_order: list[int] | None = None,
 ) -> Inherited:
@@ -44,6 +54,7 @@ def inherit(
         teacher: Read only; any device and precision.
         student: Written to.
         layer_map: (student, teacher) layers, counted from 1.
+        decoder_map: The same of a decoder behind an encoder.
         parts: Which parts are copied.
         label_order: For each of the student's labels, the teacher's row of logits; None where they are the same.
     """
@@ -52,14 +63,14 @@ def inherit(
     order = {} if label_order is None else {final_linear(student): label_order}
     found: dict[str, Tensor] = {}
     kept: dict[str, Tensor | None] = {}
-    for name, parameter, origin in _pairs(student, layer_map):
+    for name, parameter, origin in _pairs(student, layer_map, decoder_map or []):
         if part_of(student, name) not in parts or origin not in source:
             continue
         values = source[origin].detach()
         module = name.rpartition(".")[0]
         if module in order and values.shape[0] == len(order[module]):
             values = values[order[module]]
-        layer = _layer_prefix(origin, layer_stack(student))
+        layer = _layer_prefix(origin, layer_stack(student)) or _layer_prefix(origin, decoder_stack(student))
         if values.shape != parameter.shape and layer not in kept:
             mates = [v for n, v in source.items() if n.startswith(layer) and part_of(student, n) == "layers"]
             kept[layer] = _strongest(mates, inner_width(teacher.config), inner_width(student.config))
@@ -99,16 +110,22 @@ def _copy_whole_modules(student: PreTrainedModel, found: dict[str, Tensor]) -> I
     return Inherited(frozenset(names))
 
 
-def _pairs(student: PreTrainedModel, layer_map: LayerMap) -> Iterator[tuple[str, nn.Parameter, str]]:
+def _pairs(
+    student: PreTrainedModel, layer_map: LayerMap, decoder_map: LayerMap
+) -> Iterator[tuple[str, nn.Parameter, str]]:
     """Each parameter of the student with the name that it has in the teacher."""
-    stack = layer_stack(student)
-    teacher_layer = {f"{mine - 1}": f"{theirs - 1}" for mine, theirs in layer_map}
+    stacks = {layer_stack(student): layer_map, decoder_stack(student): decoder_map}
+    stacks.pop("", None)
     for name, parameter in student.named_parameters():
-        if stack and name.startswith(f"{stack}."):
-            number, _, rest = name.removeprefix(f"{stack}.").partition(".")
-            yield name, parameter, f"{stack}.{teacher_layer[number]}.{rest}"
-        else:
+        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), "")
+        if not stack:
             yield name, parameter, name
+            continue
+        number, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        layer = {mine - 1: theirs - 1 for mine, theirs in stacks[stack]}[int(number)]
+        if "relative_attention_bias" in rest:  # T5's first layer has it for all of them
+            layer = 0
+        yield name, parameter, f"{stack}.{layer}.{rest}"
 
 
 def _layer_prefix(name: str, stack: str) -> str:

@@ -200,10 +200,17 @@ def _fit(
 
 
 def _measure(
-    run: Run, checkpoint: Checkpoint, rows: Any, name: str, settings: dict[str, Any] | None = None
+    run: Run,
+    checkpoint: Checkpoint,
+    rows: Any,
+    name: str,
+    settings: dict[str, Any] | None = None,
+    *,
+    final: bool = False,
 ) -> Evaluation:
-    """Measures a PyTorch model in fp32."""
-    predictor = run.task.judge(TorchPredictor(checkpoint.model, run.task), checkpoint.model)
+    """Measures a PyTorch model in fp32; `final` measures are those that are reported."""
+    ask = run.task.examine if final else run.task.judge
+    predictor = ask(TorchPredictor(checkpoint.model, run.task), checkpoint.model)
     encoded, padding = run.encode(checkpoint, rows), checkpoint.padding
     return evaluate(predictor, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
 
@@ -237,7 +244,7 @@ def measure(run: Run) -> dict[str, Any]:
         for role, source in roles.items():
             checkpoint = run.teacher if role == "teacher" else load_checkpoint(source, run.task)
             settings = calibrated(run, checkpoint)
-            said[role] = _measure(run, checkpoint, run.splits.test, f"Measuring the {role}", settings)
+            said[role] = _measure(run, checkpoint, run.splits.test, f"Measuring the {role}", settings, final=True)
             parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
             models[role] = {"parameters": parameters, "bytes": 4 * parameters, "settings": settings}
         metric = run.task.metric

@@ -64,6 +64,9 @@ class StudentRecipe(_Section):
 
     card: str = Field("layers-4", description="Student card by name or path: `distill student list`.")
     layers: int | None = Field(None, ge=1, description="Overrides the card's number of layers.")
+    decoder_layers: int | None = Field(
+        None, ge=1, description="Layers of the decoder, where there is one behind an encoder; none given: as `layers`."
+    )
     hidden_size: int | None = Field(None, ge=1, description="Overrides the card's width.")
     attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
     intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")

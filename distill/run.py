@@ -280,6 +280,7 @@ class Run:
             self.some_batches,
             overrides={
                 "layers": wanted.layers,
+                "decoder_layers": wanted.decoder_layers,
                 "hidden_size": wanted.hidden_size,
                 "attention_heads": wanted.attention_heads,
                 "intermediate_size": wanted.intermediate_size,

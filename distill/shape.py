@@ -21,7 +21,8 @@ LayerMap = list[tuple[int, int]]
 Part = Literal["embeddings", "layers", "head"]
 
 _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
-_INNER_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner")
+_INNER_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner", "encoder_ffn_dim")
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 _WIDTH_FOLLOWERS = ("embedding_size", "pooler_hidden_size")  # equal to the width in most configs
 _HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
 _FEW_ROWS = 64  # tables this short, such as token types, are exported as they are
@@ -74,6 +75,13 @@ def depth(config: PretrainedConfig) -> int:
     return int(config.num_hidden_layers)
 
 
+def decoder_depth(config: PretrainedConfig) -> int:
+    """Layers of the decoder behind an encoder; 0 where there is none."""
+    if not config.is_encoder_decoder:
+        return 0
+    return int(next(getattr(config, name) for name in _DECODER_LAYERS if getattr(config, name, None)))
+
+
 def inner_width(config: PretrainedConfig) -> int:
     """Width inside the feed-forward; GPT-2 writes None for four times its width."""
     found = next((getattr(config, name) for name in _INNER_FIELDS if getattr(config, name, None)), None)
@@ -120,6 +128,17 @@ def choose_layers(card: StudentCard, teacher_layers: int) -> LayerMap:
     return [(index, index + offset) for index in range(1, layers + 1)]
 
 
+def choose_decoder_layers(student: PretrainedConfig, teacher: PretrainedConfig, choice: str | list[int]) -> LayerMap:
+    """Which layer of the teacher's decoder each of the student's decoder stands for; named layers are the encoder's."""
+    mine, theirs = decoder_depth(student), decoder_depth(teacher)
+    if choice == "first" or mine == theirs:
+        return [(layer, layer) for layer in range(1, mine + 1)]
+    if choice == "last" and mine < theirs:
+        return [(layer, layer + theirs - mine) for layer in range(1, mine + 1)]
+    step = (theirs - 1) / max(mine - 1, 1)
+    return [(index + 1, int(index * step + 0.5) + 1) for index in range(mine)]
+
+
 def shape_config(
     teacher: PretrainedConfig, card: StudentCard, *, labels: Sequence[str] | None = None
 ) -> PretrainedConfig:
@@ -140,6 +159,10 @@ def shape_config(
         problems.append(
             f"layers is {card.layers} but the teacher has {depth(teacher)} to inherit from: set layers to "
             f"at most {depth(teacher)}, or leave `layers` out of the card's inherits.parts"
+        )
+    if card.decoder_layers != "same" and card.decoder_layers > decoder_depth(teacher):
+        problems.append(
+            f"decoder_layers is {card.decoder_layers} but the teacher's decoder has {decoder_depth(teacher)}"
         )
     if card.activation != "teacher":
         _check_activation(card.activation, problems)
@@ -229,6 +252,11 @@ def layer_stack(model: PreTrainedModel) -> str:
     )
 
 
+def decoder_stack(model: PreTrainedModel) -> str:
+    """Name of the list that holds the layers of a decoder behind an encoder; empty where there is none."""
+    return layer_stack(model).replace("encoder.", "decoder.", 1) if model.config.is_encoder_decoder else ""
+
+
 def _heads(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> int:
     """Attention heads, adding to `problems` what does not divide."""
     width = card.bottleneck_size or width
@@ -302,6 +330,8 @@ def _own_family(
     values.update({names.get(key, key): value for key, value in shape.items()})
     _put(values, [names.get(name, name) for name in _INNER_FIELDS], inner, only_if=inner != inner_width(teacher))
     _put(values, _ACTIVATION_FIELDS, activation, only_if=activation != activation_of(teacher))
+    if teacher.is_encoder_decoder:
+        _shape_decoder(values, teacher, card, inner)
     for key in _WIDTH_FOLLOWERS:
         if values.get(key) == teacher.hidden_size:
             values[key] = shape["hidden_size"]
@@ -317,7 +347,15 @@ def _own_family(
     return type(teacher).from_dict(values)
 
 
-def _put(values: dict[str, Any], names: Sequence[str], value: Any, *, only_if: bool) -> None:
+def _shape_decoder(values: dict[str, Any], teacher: PretrainedConfig, card: StudentCard, inner: int) -> None:
+    """A decoder as wide as the encoder."""
+    most = decoder_depth(teacher)
+    _put(values, _DECODER_LAYERS, min(card.layers, most) if card.decoder_layers == "same" else card.decoder_layers)
+    _put(values, ("decoder_attention_heads",), values.get("encoder_attention_heads"))
+    _put(values, ("decoder_ffn_dim",), inner, only_if=inner != inner_width(teacher))
+
+
+def _put(values: dict[str, Any], names: Sequence[str], value: Any, *, only_if: bool = True) -> None:
     """Sets the first of `names` that the config has."""
     key = next((name for name in names if name in values), None)
     if only_if and key is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from distill.shape import (
     Size,
     activation_of,
     base_name,
+    choose_decoder_layers,
     choose_layers,
     depth,
     inner_width,
@@ -114,8 +116,11 @@ def build_student(
         torch.manual_seed(seed)
         model = sibling_class(type(teacher), teacher.config, config)(config).float()
     order = _label_order(teacher.config, config)
-    taken = inherit(teacher, model, layer_map, parts=card.inherits.parts, label_order=order)
+    decoder_map = choose_decoder_layers(config, teacher.config, card.inherits.layers)
+    taken = inherit(teacher, model, layer_map, decoder_map=decoder_map, parts=card.inherits.parts, label_order=order)
     model.tie_weights()
+    if model.can_generate():
+        model.generation_config = copy.deepcopy(teacher.generation_config)
     model.train()
     fresh = tuple(name for name, _ in model.named_parameters() if name not in taken.names)
     student = Student(

@@ -54,7 +54,7 @@ class Checkpoint:
     @property
     def padding(self) -> Padding:
         """What fills short rows of a batch."""
-        return padding_of(self.tokenizer)
+        return padding_of(self.tokenizer, self.model.config)
 
     def weights_hash(self) -> str:
         """sha256 over names, shapes, dtypes and bytes of all weights."""
@@ -70,10 +70,12 @@ class Checkpoint:
         self.tokenizer.save_pretrained(folder)
 
 
-def padding_of(tokenizer: Any) -> Padding:
-    """What fills short rows of a batch, by a tokenizer of transformers."""
+def padding_of(tokenizer: Any, config: Any = None) -> Padding:
+    """What fills short rows of a batch, by a tokenizer of transformers, and what a decoder of `config` starts with."""
     kinds = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
-    return Padding({"input_ids": int(tokenizer.pad_token_id), "token_type_ids": kinds})
+    fill = int(tokenizer.pad_token_id)
+    values = {"input_ids": fill, "token_type_ids": kinds, "decoder_input_ids": fill}
+    return Padding(values, int(getattr(config, "decoder_start_token_id", None) or 0))
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

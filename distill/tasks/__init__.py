@@ -12,6 +12,7 @@ from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
 from distill.tasks.regression import Regression
 from distill.tasks.sentence_embedding import SentenceEmbedding
+from distill.tasks.seq2seq import Seq2Seq
 from distill.tasks.text_classification import TextClassification
 from distill.tasks.token_classification import TokenClassification
 
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         TokenClassification(),
         QuestionAnswering(),
         CausalLM(),
+        Seq2Seq(),  # before sentence-embedding: MarianMTModel ends in Model
         SentenceEmbedding(),  # behind causal-lm: every name that ends in LMHeadModel ends in Model
         MaskedLanguageModel(),
     )

@@ -22,12 +22,46 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True)
+class Ragged:
+    """A flat column whose every value is a row of numbers of its own length, such as the tokens of a translation.
+
+    Attributes:
+        values: All rows end to end.
+        offsets: (rows + 1,) int64; row i is `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: Array
+    offsets: Array
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]]) -> Ragged:
+        """Packs lists of numbers."""
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        return Ragged(np.fromiter((value for row in rows for value in row), np.int32, int(offsets[-1])), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, rows: Any) -> Any:
+        """One row by its number; a column of rows by a list of numbers."""
+        if isinstance(rows, (int, np.integer)):
+            return self.values[self.offsets[rows] : self.offsets[rows + 1]]
+        return Ragged.of([self[int(row)] for row in rows])
+
+
+def _joined(columns: Sequence[Any]) -> Any:
+    if isinstance(columns[0], Ragged):
+        return Ragged.of([column[row] for column in columns for row in range(len(column))])
+    return np.concatenate(columns)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Encoded rows, packed: a million sentences of 25 tokens take 100 MB.
 
     Attributes:
         ragged: Columns with one value a token (`input_ids`, `token_type_ids`, token labels), all rows end to end.
-        flat: Columns with one value a row (`labels`).
+        flat: Columns with one value a row (`labels`): arrays, or `Ragged` where a value is a row of numbers itself.
         offsets: (rows + 1,) int64; row i of a ragged column is `values[offsets[i]:offsets[i + 1]]`.
         first: Number of row 0 in the transfer set, so that `example` is unique over concatenated sets.
         cut: How many rows were longer than the maximum and lost their end.
@@ -36,7 +70,7 @@ class Encoded:
     """
 
     ragged: Mapping[str, Array]
-    flat: Mapping[str, Array]
+    flat: Mapping[str, Any]
     offsets: Array
     first: int = 0
     cut: int = 0
@@ -77,7 +111,7 @@ class Encoded:
         return Encoded(ragged, flat, offsets, names=self.names, given=self.given)
 
 
-def pack(ragged: Mapping[str, Sequence[Sequence[int]]], flat: Mapping[str, Array], cut: int = 0) -> Encoded:
+def pack(ragged: Mapping[str, Sequence[Sequence[int]]], flat: Mapping[str, Any], cut: int = 0) -> Encoded:
     """Packs ragged Python lists, as a tokenizer gives them, into `Encoded`."""
     first = next(iter(ragged.values()))
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in first])]).astype(np.int64)
@@ -91,7 +125,7 @@ def pack(ragged: Mapping[str, Sequence[Sequence[int]]], flat: Mapping[str, Array
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """One set after the other; the columns must agree. `given` is not kept: transfer sets are not measured on."""
     ragged = {name: np.concatenate([part.ragged[name] for part in parts]) for name in parts[0].ragged}
-    flat = {name: np.concatenate([part.flat[name] for part in parts]) for name in parts[0].flat}
+    flat = {name: _joined([part.flat[name] for part in parts]) for name in parts[0].flat}
     if SOURCE in flat:
         rows = np.cumsum([0, *(part.sources.max(initial=-1) + 1 for part in parts)])
         flat[SOURCE] = np.concatenate([part.sources + begin for part, begin in zip(parts, rows, strict=False)])
@@ -102,9 +136,15 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
 
 @dataclass(frozen=True)
 class Padding:
-    """What fills a row up to the longest of its batch: one value a ragged column."""
+    """What fills a row up to the longest of its batch: one value a ragged column.
+
+    Attributes:
+        values: By column.
+        start: The token before the first that a decoder writes.
+    """
 
     values: Mapping[str, int] = field(default_factory=dict)
+    start: int = 0
 
     def stack(self, rows: Sequence[Mapping[str, Any]], name: str, length: int) -> Array:
         """(B, length) int64 of one ragged column."""
@@ -231,6 +271,14 @@ class Task(ABC):
     def judge(self, predictor: Predictor, model: Any) -> Predictor:
         """What `metrics` reads of a predictor of the exported part, where that takes more of the PyTorch model."""
         return predictor
+
+    def examine(self, predictor: Predictor, model: Any) -> Predictor:
+        """As `judge`, for the numbers that are reported: what takes too long at every step is asked here alone."""
+        return self.judge(predictor, model)
+
+    def tokens(self, batch: Batch) -> Array:
+        """(B,): how many values each row has of the outputs in `by_token`."""
+        return np.asarray(batch["attention_mask"].sum(axis=1))
 
     def read(self, output: Any) -> dict[str, Any]:
         """The tensors of a PyTorch model's output that `postprocess` needs."""

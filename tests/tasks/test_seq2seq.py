@@ -1,0 +1,156 @@
+"""Translators: measures by hand, targets beside sources, and one whole path from English to German."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from distill.tasks import TASKS, Padding, concatenate, find_task
+
+TASK = TASKS["seq2seq"]
+PAD, END, UNKNOWN = 0, 1, 2
+
+
+def learn_tokenizer(texts, size):
+    """A Unigram tokenizer as T5, Marian and XLM-R have it, learnt from `texts`."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def rows(shared_data, read_rows):
+    folder = shared_data / "multi30k"
+    return {"train": read_rows(folder / "train.jsonl", 800), "validation": read_rows(folder / "val.jsonl", 48)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(rows):
+    return learn_tokenizer([row[side] for row in rows["train"] for side in ("en", "de")], 1200)
+
+
+@pytest.fixture(scope="module")
+def start(tokenizer, tmp_path_factory):
+    """T5 of 3 + 3 layers, 64 wide, random weights."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=3,
+        num_decoder_layers=3,
+        num_heads=4,
+        dropout_rate=0.0,
+        initializer_factor=0.5,
+        decoder_start_token_id=PAD,
+        pad_token_id=PAD,
+        eos_token_id=END,
+    )
+    model = T5ForConditionalGeneration(config)
+    model.generation_config.max_new_tokens = 24
+    folder = tmp_path_factory.mktemp("t5")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def encode(tokenizer, sources, targets, limit=64):
+    return TASK.encode({"text": sources, "label": targets}, tokenizer, limit)
+
+
+def test_the_decoder_sees_the_target_one_token_late(tokenizer):
+    encoded = encode(tokenizer, ["A man.", "A very tall man."], ["Ein Mann.", "Ein großer Mann."])
+    batch = TASK.collate([encoded[0], encoded[1]], Padding({"decoder_input_ids": 7}, start=5))
+    first, second = (tokenizer(text_target=text)["input_ids"] for text in ("Ein Mann.", "Ein großer Mann."))
+    assert batch["labels"][1].tolist() == second
+    assert batch["labels"][0].tolist() == [*first, *[-100] * (len(second) - len(first))]
+    assert batch["decoder_input_ids"][0].tolist() == [5, *first[:-1], *[7] * (len(second) - len(first))]
+    assert batch["scored"].sum() == len(first) + len(second)
+    assert TASK.tokens(batch).tolist() == [len(first), len(second)]
+
+
+def test_targets_stay_with_their_sources(tokenizer):
+    one = encode(tokenizer, ["A man.", "Two dogs run."], ["Ein Mann.", "Zwei Hunde laufen."])
+    both = concatenate([one, encode(tokenizer, ["Snow."], ["Schnee."])]).select([2, 0])
+    told = [tokenizer.decode(both[row]["labels"], skip_special_tokens=True) for row in (0, 1)]
+    assert told == ["Schnee.", "Ein Mann."]
+    assert tokenizer.decode(both[0]["input_ids"], skip_special_tokens=True) == "Snow."
+
+
+def test_measures_by_hand(tokenizer):
+    encoded = encode(tokenizer, ["A man."], ["Ein Mann."])
+    labels = encoded.flat["labels"][0]
+    batch = TASK.collate([encoded[0]], Padding())
+    size = len(tokenizer)
+    logits = np.zeros((1, len(labels), size), np.float32)
+    logits[0, 0, labels[0]] = math.log(size - 1)  # half of the probability; the others share the rest evenly
+
+    class Fixed:
+        def predict(self, batch):
+            return {"logits": logits}
+
+        def write(self, batch, rules):
+            return [labels.tolist()]
+
+    model = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, num_layers=1, d_ff=8, num_heads=1, d_kv=8))
+    said = TASK.examine(Fixed(), model).predict(batch)
+    outputs = {"surprise": said["surprise"][0], "chosen": said["chosen"][0], "written": said["written"]}
+    measured = TASK.metrics(outputs, encoded)
+    surprise = (math.log(2) + (len(labels) - 1) * math.log(size)) / len(labels)
+    assert measured["likelihood"] == pytest.approx(math.exp(-surprise), rel=1e-5)
+    assert measured["perplexity"] == pytest.approx(math.exp(surprise), rel=1e-5)
+    assert measured["accuracy"] == pytest.approx(1 / len(labels))
+    assert measured["chrf"] == measured["rouge_l"] == pytest.approx(100.0)
+    assert TASK.told(outputs, encoded) == [("Ein Mann.", pytest.approx(math.exp(-surprise), rel=1e-5))]
+    assert TASK.gold(encoded) == ["Ein Mann."]
+
+
+def test_bleu_is_that_of_sacrebleu():
+    from sacrebleu import corpus_bleu
+
+    from distill.tasks.seq2seq import compare
+
+    written, targets = ["the cat sat on the mat", "a dog"], ["the cat is on the mat", "a dog runs here"]
+    assert compare(written, targets)["bleu"] == pytest.approx(corpus_bleu(written, [targets]).score)
+
+
+def test_architectures_of_this_task():
+    assert find_task("auto", ["MarianMTModel"]) is TASK
+    assert find_task("auto", ["T5ForConditionalGeneration"]) is TASK
+
+
+@pytest.fixture(scope="module")
+def finished(rows, start, run_example, rows_file):
+    files = {name: rows_file(pairs, name) for name, pairs in rows.items()}
+    return run_example(
+        "seq2seq",
+        *(f'data.{name}="{path}"' for name, path in files.items()),
+        f'teacher={{start="{start}", finetune={{epochs=4, learning_rate=3e-3}}}}',
+        "student.layers=2",
+        "student.decoder_layers=1",
+        "training={epochs=2, learning_rate=2e-3}",
+        "data.max_length=32",
+        "export.max_drop=2",
+    )
+
+
+@pytest.mark.slow
+def test_a_translator_goes_the_whole_way(finished):
+    _, result = finished
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    print(json.dumps({r: m["metrics"] for r, m in models.items()}, indent=1))
+    assert models["teacher"]["metrics"]["perplexity"] < 200
