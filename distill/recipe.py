@@ -219,6 +219,7 @@ class Recipe(_Section):
         "question-answering",
         "regression",
         "sentence-embedding",
+        "seq2seq",
         "token-classification",
     ] = Field("auto", description="`auto` reads it from the teacher's architecture.")
     output: str = Field("", description="Folder for everything this run makes; `runs/NAME` when empty.")

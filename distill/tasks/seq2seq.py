@@ -69,6 +69,10 @@ class Seq2Seq(Task):
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Nothing: the head has a row a token."""
 
+    def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
+        """The target as it is."""
+        return label
+
     def labelled(self, encoded: Encoded) -> bool:
         """Some row has a target."""
         return len(encoded.flat["labels"].values) > 0

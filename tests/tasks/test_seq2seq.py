@@ -1,12 +1,11 @@
 """Translators: measures by hand, targets beside sources, and one whole path from English to German."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from distill.tasks import TASKS, Padding, concatenate, find_task
 
@@ -131,26 +130,3 @@ def test_bleu_is_that_of_sacrebleu():
 def test_architectures_of_this_task():
     assert find_task("auto", ["MarianMTModel"]) is TASK
     assert find_task("auto", ["T5ForConditionalGeneration"]) is TASK
-
-
-@pytest.fixture(scope="module")
-def finished(rows, start, run_example, rows_file):
-    files = {name: rows_file(pairs, name) for name, pairs in rows.items()}
-    return run_example(
-        "seq2seq",
-        *(f'data.{name}="{path}"' for name, path in files.items()),
-        f'teacher={{start="{start}", finetune={{epochs=4, learning_rate=3e-3}}}}',
-        "student.layers=2",
-        "student.decoder_layers=1",
-        "training={epochs=2, learning_rate=2e-3}",
-        "data.max_length=32",
-        "export.max_drop=2",
-    )
-
-
-@pytest.mark.slow
-def test_a_translator_goes_the_whole_way(finished):
-    _, result = finished
-    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
-    print(json.dumps({r: m["metrics"] for r, m in models.items()}, indent=1))
-    assert models["teacher"]["metrics"]["perplexity"] < 200
