@@ -272,6 +272,9 @@ def predict(
     as_json: AsJson = False,
     threads: Threads = 1,
     file: Annotated[str, typer.Option(help="ONNX file of the bundle; the int8 one when empty.")] = "",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens that a language model writes; the bundle's own when empty.")
+    ] = None,
 ) -> None:
     """Ask the shipped file. Needs the base install alone."""
     from distill.export.runtime import Bundle
@@ -281,7 +284,7 @@ def predict(
         raise typer.BadParameter(f"{len(texts or [])} texts and {len(pair)} --pair: give one for each text")
     given: Any = list(zip(texts, pair, strict=True)) if texts and pair else texts
     lines = given if given else (line.rstrip("\n") for line in sys.stdin)
-    for text, prediction in zip(*_twice(lines, loaded), strict=False):
+    for text, prediction in zip(*_twice(lines, loaded, max_new_tokens), strict=False):
         if as_json:
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
         else:
@@ -289,12 +292,12 @@ def predict(
             typer.echo(f"{prediction.summary()}\t{shown}")
 
 
-def _twice(lines: Any, loaded: Any) -> tuple[Iterator[Any], Iterator[Any]]:
+def _twice(lines: Any, loaded: Any, new_tokens: int | None) -> tuple[Iterator[Any], Iterator[Any]]:
     """Each text beside its prediction, streamed."""
     from itertools import tee
 
     shown, asked = tee(lines)
-    return shown, loaded.stream(asked)
+    return shown, loaded.stream(asked, new_tokens=new_tokens)
 
 
 @app.command()

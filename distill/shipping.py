@@ -87,9 +87,10 @@ def _settings(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
-    settings = _settings(run, checkpoint)
+    settings, rules = _settings(run, checkpoint), run.task.rules(checkpoint.model)
     return {
         **({"distill.settings": json.dumps(settings)} if settings else {}),
+        **({"distill.rules": json.dumps(rules)} if rules else {}),
         "distill.format": "1",
         "distill.task": run.task.name,
         "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
@@ -107,9 +108,10 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tup
     if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
         inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
+        shipped = run.task.shipped(checkpoint.model)
         export_graph(
-            run.task.shipped(checkpoint.model),
-            run.task.graph(inputs),
+            shipped,
+            run.task.exported(shipped, inputs),
             path,
             metadata=_metadata(run, checkpoint),
             passes=passes,
@@ -394,12 +396,14 @@ def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, An
             rows.append({"role": role, "name": name, "format": form, **_without_rows(facts["bundle"]["models"][role])})
     report = facts["bench"]["report"]
     roles = dict(zip([target["name"] for target in report["targets"]], BENCHED, strict=True))
-    timed: dict[str, dict[str, Any]] = {}
+    timed: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
     for cell in report["cells"]:
         if (cell["batch"], cell["threads"]) == (report["cells"][0]["batch"], report["cells"][0]["threads"]):
             percentiles = {key: cell[key] for key in ("p50", "p90", "p99")}
-            timed.setdefault(roles[cell["target"]], {})[str(cell["length"])] = percentiles
-    return [{**row, "latency_ms": timed.get(row["role"])} for row in rows]
+            timed[cell["step"]].setdefault(roles[cell["target"]], {})[str(cell["length"])] = percentiles
+    steps = timed[True]
+    rows = [{**row, "latency_ms": timed[False].get(row["role"])} for row in rows]
+    return [{**row, "token_latency_ms": steps[row["role"]]} if row["role"] in steps else row for row in rows]
 
 
 def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verification:

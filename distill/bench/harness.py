@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +43,8 @@ def bench(
 
     Args:
         targets: ONNX files, bundles (their int8 file), or folders with a PyTorch checkpoint (needs the `train` extra).
-        lengths: Tokens a sentence, of random ids without padding.
+        lengths: Tokens a sentence, of random ids without padding. Where every graph takes keys and values of earlier
+            tokens, reading one more token behind so many is measured too.
         batches: Sentences a call.
         threads: Threads a session.
         warmup: Calls of each model in each cell that are not counted.
@@ -76,6 +77,8 @@ def bench(
                 measured = _Measured(workers, list(texts), stage)
                 for shape in wanted:
                     cells += measured.cells(shape, warmup, runs, seconds)
+                    if measured.writes and shape.length != TEXT:
+                        cells += measured.cells(replace(shape, step=True), warmup, runs, seconds)
                 if count == counts[0]:
                     named = [_with_facts(worker, load_ms) for worker in workers]
     versions = {name: found for name in LIBRARIES if (found := _version(name))}
@@ -98,6 +101,7 @@ class _Measured:
 
     def __init__(self, workers: list[Worker], texts: list[str], stage: Stage) -> None:
         self._workers, self._stage = workers, stage
+        self.writes = all(worker.loaded["writes"] for worker in workers)
         self._ids = min(worker.loaded["vocabulary"] for worker in workers)  # so that all can be asked the same
         doing = "cannot be measured on texts"
         self._tokens = [worker.ask({"texts": texts}, doing=doing)["tokens"] if texts else None for worker in workers]
@@ -112,14 +116,14 @@ class _Measured:
                 for index in order:
                     self._stage.note(f"{self._workers[index].target.name}, {shape}")
                     times[index].append(self._ask(self._workers[index], shape, calls))
-            self._stage.advance()
+            self._stage.advance(0 if shape.step else 1)
         return [
             summarise(worker.target.name, shape, taken, times[0], tokens if shape.length == TEXT else None)
             for worker, taken, tokens in zip(self._workers, times, self._tokens, strict=True)
         ]
 
     def _ask(self, worker: Worker, shape: Shape, calls: int) -> list[int]:
-        request = {"batch": shape.batch, "length": shape.length, "ids": self._ids, "calls": calls}
+        request = {**asdict(shape), "ids": self._ids, "calls": calls}
         return list(worker.ask(request, doing=f"cannot be measured at {shape}")["ns"])
 
 

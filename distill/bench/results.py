@@ -43,6 +43,7 @@ class Cell:
         ratio: How many times faster than the first model, by medians; 1.0 for the first.
         ratio_low: Lower quartile of the same ratio, taken round by round.
         ratio_high: Upper quartile.
+        step: The call reads one token, with so many before it whose keys and values are given.
     """
 
     target: str
@@ -60,6 +61,7 @@ class Cell:
     ratio: float = 1.0
     ratio_low: float = 1.0
     ratio_high: float = 1.0
+    step: bool = False
 
     @property
     def sentences_per_second(self) -> float:
@@ -79,9 +81,11 @@ class Shape:
     threads: int
     batch: int
     length: int
+    step: bool = False
 
     def __str__(self) -> str:
-        return f"{f'{self.length} tokens' if self.length else 'text'}, batch {self.batch}, threads {self.threads}"
+        tokens = f"{self.length} tokens" if self.length else "text"
+        return f"{'one token behind ' * self.step}{tokens}, batch {self.batch}, threads {self.threads}"
 
 
 def summarise(
@@ -111,11 +115,12 @@ def summarise(
         fastest=float(milliseconds.min()),
         spread=(p75 - p25) / p50,
         calls=len(milliseconds),
-        tokens=float(shape.length) if tokens is None else tokens,
+        tokens=(1.0 if shape.step else float(shape.length)) if tokens is None else tokens,
         rounds=tuple(round(float(value), 6) for value in ours),
         ratio=float(np.median(np.concatenate(first))) / 1e6 / p50,
         ratio_low=low,
         ratio_high=high,
+        step=shape.step,
     )
 
 
@@ -131,17 +136,17 @@ class BenchReport:
     load_average: tuple[float | None, float | None] = (None, None)
     """Of the machine, before and after."""
 
-    def cell(self, target: str, *, length: int, batch: int = 1, threads: int = 1) -> Cell:
+    def cell(self, target: str, *, length: int, batch: int = 1, threads: int = 1, step: bool = False) -> Cell:
         """The cell of that shape.
 
         Raises:
             KeyError: It was not measured.
         """
-        wanted = (target, threads, batch, length)
+        wanted = (target, threads, batch, length, step)
         for cell in self.cells:
-            if (cell.target, cell.threads, cell.batch, cell.length) == wanted:
+            if (cell.target, cell.threads, cell.batch, cell.length, cell.step) == wanted:
                 return cell
-        raise KeyError(f"no cell for {target} at {Shape(threads, batch, length)}")
+        raise KeyError(f"no cell for {target} at {Shape(threads, batch, length, step)}")
 
     def ratio(self, target: str, *, length: int, batch: int = 1, threads: int = 1) -> float:
         """How many times faster than the first model at that shape, by medians."""
@@ -149,13 +154,13 @@ class BenchReport:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows, a row a model: size, load time, memory, medians, times faster than the first model."""
-        lengths = list(dict.fromkeys(cell.length for cell in self.cells))
-        heads = [f"ms at {length}" if length else "ms, text" for length in lengths]
+        asked = list(dict.fromkeys((cell.length, cell.step) for cell in self.cells))
+        heads = [f"ms {'a token ' * step}at {n}" if n else "ms, text" for n, step in asked]
         columns = ["model", "MB", "load ms", "memory MB", "batch", "threads", *heads]
         rows = []
         for batch, threads in dict.fromkeys((cell.batch, cell.threads) for cell in self.cells):
             for target in self.targets:
-                cells = [self.cell(target.name, length=n, batch=batch, threads=threads) for n in lengths]
+                cells = [self.cell(target.name, length=n, batch=batch, threads=threads, step=step) for n, step in asked]
                 size, load = _size(target.bytes), _whole_number(target.load_ms)
                 shown = [f"{_milliseconds(cell.p50)} ({cell.ratio:.1f}x)" for cell in cells]
                 rows.append([target.name, size, load, _size(target.memory_bytes), str(batch), str(threads), *shown])
@@ -168,7 +173,7 @@ class BenchReport:
                 cell.target,
                 str(cell.batch),
                 str(cell.threads),
-                str(cell.length) if cell.length else f"text, {cell.tokens:.1f}",
+                f"{'1 behind ' * cell.step}{cell.length}" if cell.length else f"text, {cell.tokens:.1f}",
                 *(_milliseconds(value) for value in (cell.p50, cell.p90, cell.p99)),
                 _ratio(cell),
                 f"{cell.sentences_per_second:,.0f}",
@@ -218,7 +223,7 @@ class BenchReport:
             cells = [cell for cell in self.cells if cell.target == target.name and cell.ratio < NO_GAIN]
             if cells:
                 worst = min(cells, key=lambda cell: cell.ratio)
-                shape = Shape(worst.threads, worst.batch, worst.length)
+                shape = Shape(worst.threads, worst.batch, worst.length, worst.step)
                 yield f"no gain: {target.name} is {worst.ratio:.2f}x as fast as {self.targets[0].name} at {shape}"
 
     def to_json(self) -> dict[str, Any]:

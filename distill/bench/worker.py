@@ -2,10 +2,11 @@
 
 Started once a model, so that load time and memory are that model's alone:
 
-    (it has loaded)                                      ->  {"load_ns": ..., "idle_bytes": ..., "vocabulary": 30522}
+    (it has loaded)                        ->  {"load_ns": ..., "idle_bytes": ..., "vocabulary": 30522, "writes": false}
     {"batch": 1, "length": 16, "ids": 999, "calls": 20}  ->  {"ns": [...]}       ids drawn below 999
     {"texts": ["a text", ...]}                           ->  {"tokens": 17.3}    mean tokens of a text
     {"batch": 1, "length": 0, "ids": 999, "calls": 20}   ->  {"ns": [...]}       those texts in turn
+    {"batch": 1, "length": 16, "ids": 999, "calls": 20, "step": true}  ->  {"ns": [...]}  one token behind 16 others
     {"memory": true}                                     ->  {"peak_bytes": 41234432}
 
 What goes wrong is answered as {"error": "what", "fix": "what to do"}. The process ends when its input does.
@@ -44,6 +45,13 @@ class Model(Protocol):
     def count_ids(self) -> int:
         """How many token ids it knows."""
 
+    @property
+    def writes(self) -> bool:
+        """It takes keys and values of the tokens before."""
+
+    def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
+        """A call that reads one token, with the batch before it."""
+
 
 def main(path: str, threads: int) -> None:
     """Loads `path`, says how long that took, then answers requests until standard input ends."""
@@ -59,7 +67,7 @@ def _answers(path: Path, threads: int) -> Iterator[dict[str, Any]]:
         idle, start = resident_bytes(), time.perf_counter_ns()
         model = load()
         taken = time.perf_counter_ns() - start
-        yield {"load_ns": taken, "idle_bytes": idle, "vocabulary": model.count_ids()}
+        yield {"load_ns": taken, "idle_bytes": idle, "vocabulary": model.count_ids(), "writes": model.writes}
     except Exception as error:  # told to the driver, which raises it as one line
         yield _told(error)
         return
@@ -79,6 +87,9 @@ def _answer(request: dict[str, Any], model: Model, texts: _Texts) -> dict[str, A
     rows, length, calls = request["batch"], request["length"], request["calls"]
     if length:
         batch = random_batch(rows, length, request["ids"])
+        if request.get("step"):
+            call = model.behind(batch)
+            return {"ns": [_time(call) for _ in range(calls)]}
         return {"ns": [_time(lambda: model(batch)) for _ in range(calls)]}
     return {"ns": [_time(lambda: model(texts.next_batch(rows))) for _ in range(calls)]}
 
@@ -120,8 +131,10 @@ class _Onnx:
     def __init__(self, path: Path, threads: int) -> None:
         from distill.export.runtime import OnnxModel
 
-        self._session = OnnxModel(path, threads=threads).session
-        self._inputs = [(value.name, DTYPES.get(value.type), value.shape) for value in self._session.get_inputs()]
+        self._model = OnnxModel(path, threads=threads)
+        self._session = self._model.session
+        given = [value for value in self._session.get_inputs() if value.name not in self._model.memory]
+        self._inputs = [(value.name, DTYPES.get(value.type), value.shape) for value in given]
         for name, dtype, shape in self._inputs:
             if name not in INPUTS or dtype is None or len(shape) != 2:
                 raise BundleError(
@@ -130,7 +143,21 @@ class _Onnx:
                 )
 
     def __call__(self, batch: Mapping[str, Array]) -> Any:
-        return self._session.run(None, {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs})
+        return self._session.run(None, self._feed(batch))
+
+    def _feed(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        rows = len(batch["input_ids"])
+        empty = {name: np.zeros((rows, *shape), np.float32) for name, shape in self._model.memory.items()}
+        return {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs} | empty
+
+    @property
+    def writes(self) -> bool:
+        return bool(self._model.memory)
+
+    def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
+        ids = batch["input_ids"]
+        _, past = self._model.step(ids, None)
+        return lambda: self._model.step(ids[:, :1], past)
 
     def count_ids(self) -> int:
         """Found by asking, about thirty times: ONNX Runtime refuses a row that the embedding has not."""
@@ -152,7 +179,7 @@ class _Onnx:
         quiet = onnxruntime.RunOptions()
         quiet.log_severity_level = 4
         try:
-            self._session.run(None, {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs}, quiet)
+            self._session.run(None, self._feed(batch), quiet)
         except Exception:  # onnxruntime raises classes of its own
             return False
         return True
@@ -190,6 +217,13 @@ class _Torch:
     def __call__(self, batch: Mapping[str, Array]) -> Any:
         with self._torch.inference_mode():
             return self._model(**{name: self._torch.from_numpy(batch[name]) for name in self._inputs})[0].numpy()
+
+    @property
+    def writes(self) -> bool:
+        return False
+
+    def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
+        raise BundleError("a checkpoint is measured on whole texts", fix="Give its ONNX file.")
 
     def count_ids(self) -> int:
         return int(self._model.get_input_embeddings().weight.shape[0])

@@ -118,7 +118,7 @@ def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]
     vectors = []
     for text in texts:
         window = bundle.head.windows(bundle.tokenizer, [text])[0][0]
-        proof = bundle.head.prove(bundle.ask([window])[0])
+        proof = bundle.prove(window)
         pair = {"text_pair": text[1]} if isinstance(text, tuple) else {}
         vectors.append(
             {

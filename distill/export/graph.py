@@ -83,7 +83,7 @@ def export_graph(
 def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
     """The graph as `torch.onnx` sees it, axes named, nothing rewritten."""
     _check(model)
-    inputs = _sample(model, spec.inputs)
+    inputs = _sample(model, spec)
     shapes = tuple(dict.fromkeys(spec.axes[name], torch.export.Dim.DYNAMIC) for name in spec.inputs)
     training = model.training
     model.eval()
@@ -227,8 +227,8 @@ def _check(model: Any) -> None:
         raise ExportError(f"the model is on {', '.join(sorted(places))}", where="export", fix="Call model.cpu() first.")
 
 
-def _sample(model: Any, names: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """One int64 tensor (2, 17) an input, all different objects; the second row ends in padding."""
+def _sample(model: Any, spec: GraphSpec) -> tuple[Tensor, ...]:
+    """One int64 tensor (2, 17) an input, all different objects, or what `spec` says; the second row ends in padding."""
     shape = (TRACED_BATCH, TRACED_LENGTH)
     vocabulary = int(getattr(model.config, "vocab_size", 2))
     padding = getattr(model.config, "pad_token_id", None) or 0
@@ -236,8 +236,10 @@ def _sample(model: Any, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     ids = torch.randint(0, vocabulary, shape, generator=generator)
     mask = torch.ones(shape, dtype=torch.int64)
     mask[1, -3:], ids[1, -3:] = 0, padding
+    if spec.sample is not None:
+        return spec.sample(ids, mask)
     samples = {"input_ids": ids, "attention_mask": mask}
-    return tuple(samples.get(name, torch.zeros(shape, dtype=torch.int64)) for name in names)
+    return tuple(samples.get(name, torch.zeros(shape, dtype=torch.int64)) for name in spec.inputs)
 
 
 @contextlib.contextmanager
@@ -266,6 +268,8 @@ def _additive_mask(
     q_length: int,
     kv_length: int,
     *,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
     attention_mask: Tensor | None = None,
     mask_function: Any = None,
     dtype: torch.dtype = torch.float32,
@@ -277,8 +281,8 @@ def _additive_mask(
 
     seen = None if attention_mask is None else attention_mask.to(torch.bool)[:, None, None, :kv_length]
     if mask_function is not None and mask_function is not bidirectional_mask_function:
-        query = torch.arange(q_length, device=device)[:, None]
-        key = torch.arange(kv_length, device=device)[None, :]
+        query = torch.arange(q_length, device=device)[:, None] + q_offset
+        key = torch.arange(kv_length, device=device)[None, :] + kv_offset
         near = mask_function(0, 0, query, key)[None, None]  # (1, 1, L, L): a window, causality
         seen = near if seen is None else seen & near
     if seen is None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,13 @@ from tokenizers import Tokenizer
 
 from distill.errors import BundleError
 from distill.heads import HEADS, Asked, Text, Window
+from distill.heads.generation import Rules, beam, greedy
 
 Array = np.ndarray
 
 QUANTIZED, FULL = "onnx/model_quantized.onnx", "onnx/model.onnx"
+PAST, PRESENT = "past_key_values.", "present."
+"""How the names begin of what a graph remembers, as inputs and as outputs."""
 STREAM = 256
 """Texts held at a time when streaming: enough to sort by length, little enough to forget."""
 
@@ -59,7 +64,13 @@ class OnnxModel:
                 f"ONNX Runtime cannot load it ({reason})", where=str(path), fix="Copy the whole bundle again."
             ) from None
         self.inputs = tuple(value.name for value in self.session.get_inputs())
-        self.outputs = tuple(value.name for value in self.session.get_outputs())
+        every = [value.name for value in self.session.get_outputs()]
+        self.outputs = tuple(name for name in every if not name.startswith(PRESENT))
+        self.memory = {
+            value.name: (int(value.shape[1]), 0, int(value.shape[3]))
+            for value in self.session.get_inputs()
+            if value.name.startswith(PAST)
+        }
         self.by_token = frozenset(value.name for value in self.session.get_outputs() if "length" in value.shape[1:2])
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
@@ -67,10 +78,43 @@ class OnnxModel:
         """Every output for a batch; of the batch, what the graph reads is used.
 
         Args:
-            batch: `input_ids`, `attention_mask`, [`token_type_ids`], (B, L) int64 each.
+            batch: `input_ids`, `attention_mask`, [`token_type_ids`], (B, L) int64 each. A graph with a memory is asked
+                without one.
         """
-        values = self.session.run(None, {name: batch[name] for name in self.inputs})
+        values = self.session.run(self.outputs, self._feed(batch, {}, 0))
         return dict(zip(self.outputs, values, strict=True))
+
+    def step(self, ids: Array, past: Mapping[str, Array] | None) -> tuple[Array, dict[str, Array]]:
+        """Reads further tokens: a `distill.heads.generation.Step` of a graph that returns keys and values.
+
+        Args:
+            ids: (B, L) int64, the tokens behind the past, without padding.
+            past: What the call before returned; None at the first.
+
+        Returns:
+            (B, V) logits of the token behind the last one, and the past with these tokens.
+        """
+        logits, past = self.read(ids, past)
+        return logits[:, -1], past
+
+    def read(self, ids: Array, past: Mapping[str, Array] | None) -> tuple[Array, dict[str, Array]]:
+        """`step` with the logits behind each token, (B, L, V)."""
+        before = next(iter(past.values())).shape[2] if past else 0
+        batch = {"input_ids": ids, "attention_mask": np.ones((len(ids), before + ids.shape[1]), np.int64)}
+        names = [name.replace(PAST, PRESENT) for name in self.memory]
+        logits, *kept = self.session.run([self.outputs[0], *names], self._feed(batch, past or {}, before))
+        return logits, dict(zip(self.memory, kept, strict=True))
+
+    def _feed(self, batch: Mapping[str, Array], past: Mapping[str, Array], before: int) -> dict[str, Array]:
+        """What the graph reads of a batch with so many tokens before it; no past is an empty one."""
+        rows, length = batch["input_ids"].shape
+        known: dict[str, Array] = {
+            "position_ids": np.tile(np.arange(before, before + length, dtype=np.int64), (rows, 1)),
+            **{name: np.zeros((rows, *shape), np.float32) for name, shape in self.memory.items() if name not in past},
+            **past,
+            **batch,
+        }
+        return {name: known[name] for name in self.inputs}
 
 
 MODEL, GRAPH, NODE, ATTRIBUTE, TENSOR, SPARSE, FUNCTION = range(7)
@@ -168,6 +212,7 @@ class Bundle:
             self.labels: list[str] = json.loads(model.metadata["distill.labels"])
             self.max_length = int(model.metadata["distill.max_length"])
             self.settings: dict[str, Any] = json.loads(model.metadata.get("distill.settings", "{}"))
+            self.rules: dict[str, Any] = json.loads(model.metadata.get("distill.rules", "{}"))
             self.head = HEADS[self.task]
         except (KeyError, ValueError) as error:
             raise BundleError(
@@ -225,13 +270,15 @@ class Bundle:
         """The prediction for one text or one pair."""
         return self.predict([text if pair is None else (text, pair)])[0]
 
-    def predict(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[Any]:
+    def predict(self, texts: Sequence[Text], *, batch_size: int = 32, new_tokens: int | None = None) -> list[Any]:
         """One prediction a text, in order. Texts of like length share a batch, so little is spent on padding.
 
         Args:
             texts: Strings, tuples of two, or what else the task takes. An empty string is asked like any other; what
                 is longer than the maximum loses its end or, where the task can, is read in overlapping windows.
             batch_size: Windows a call.
+            new_tokens: How many are written behind each text at most, where the bundle writes; None leaves it to the
+                bundle, 0 writes nothing.
         """
         found = self.head.windows(self.tokenizer, texts)
         windows = [one for row in found for one in row]
@@ -242,7 +289,9 @@ class Bundle:
             said.update(zip(places, self.ask([windows[place] for place in places]), strict=True))
         asked, at = [], 0
         for text, row in zip(texts, found, strict=True):
-            asked.append(Asked(text, row, [said[place] for place in range(at, at + len(row))]))
+            asked.append(
+                Asked(text, row, [said[place] for place in range(at, at + len(row))], self._writer(new_tokens))
+            )
             at += len(row)
         return [self.head.decode(one, self.labels, self.settings) for one in asked]
 
@@ -258,11 +307,45 @@ class Bundle:
             for row, one in enumerate(windows)
         ]
 
-    def stream(self, texts: Iterable[Text], *, batch_size: int = 32) -> Iterator[Any]:
+    def write(self, ids: Sequence[int], rules: Rules) -> list[int]:
+        """The ids that follow, token by token; of what does not fit into the model the end is read.
+
+        Args:
+            ids: At least one.
+            rules: What may be written, and whether by beams.
+        """
+        longest = int(self.rules.get("context", self.max_length))
+        rules = replace(rules, max_new_tokens=min(rules.max_new_tokens, longest - 1))
+        last = list(ids)[: -1 if len(ids) > 1 and ids[-1] in rules.ends else None]  # the tokenizer's own end
+        prompt = last[-(longest - rules.max_new_tokens) :]
+        if rules.beams > 1:
+            return beam(self.model.step, prompt, rules)[0][0]
+        return greedy(self.model.step, np.array([prompt], np.int64), rules)[0]
+
+    def _writer(self, new_tokens: int | None) -> Callable[[Sequence[int]], list[int]] | None:
+        if not self.model.memory or new_tokens == 0:
+            return None
+        rules = Rules.of(self.rules)
+        return partial(self.write, rules=rules if new_tokens is None else replace(rules, max_new_tokens=new_tokens))
+
+    def prove(self, window: Window) -> Array:
+        """The head's proof of one window; a graph with a memory reads half of it at once and then token by token."""
+        ids = np.array([window.ids], np.int64)
+        if not self.model.memory:
+            return self.head.prove({**self.ask([window])[0], "input_ids": ids[0]})
+        half = -(-ids.shape[1] // 2)
+        logits, past = self.model.read(ids[:, :half], None)
+        said = [logits]
+        for place in range(half, ids.shape[1]):
+            logits, past = self.model.read(ids[:, place : place + 1], past)
+            said.append(logits)
+        return self.head.prove({self.model.outputs[0]: np.concatenate(said, axis=1)[0], "input_ids": ids[0]})
+
+    def stream(self, texts: Iterable[Text], *, batch_size: int = 32, new_tokens: int | None = None) -> Iterator[Any]:
         """Predictions in order for any number of texts, holding a few hundred at a time."""
         waiting = iter(texts)
         while chunk := list(islice(waiting, STREAM)):
-            yield from self.predict(chunk, batch_size=batch_size)
+            yield from self.predict(chunk, batch_size=batch_size, new_tokens=new_tokens)
 
     def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
         """Token ids and token types of each text's first window, special tokens included.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -53,11 +53,13 @@ class Asked:
         text: As it was given.
         windows: Its parts; one where it is short enough.
         outputs: By window, what the graph said of it without padding: (L, ...) for a value a token.
+        write: From ids to the ids that the bundle writes behind them; None where it writes nothing.
     """
 
     text: Text
     windows: Sequence[Window]
     outputs: Sequence[Mapping[str, Array]]
+    write: Callable[[Sequence[int]], list[int]] | None = None
 
 
 class Head(ABC):
@@ -95,7 +97,11 @@ class Head(ABC):
         """
 
     def prove(self, outputs: Mapping[str, Array]) -> Array:
-        """The numbers of one window that are kept as a proof and compared later, at the scale of probabilities."""
+        """The numbers of one window that are kept as a proof and compared later, at the scale of probabilities.
+
+        Args:
+            outputs: What the graph said of it without padding, and its `input_ids` (L,).
+        """
         return outputs[self.proof]
 
 

@@ -1,4 +1,4 @@
-"""What may come next in a text, and how surprising the text is."""
+"""How a text goes on, what may come next in it, and how surprising it is."""
 
 from __future__ import annotations
 
@@ -33,23 +33,30 @@ class Continuation:
     Attributes:
         next: The most probable next tokens, as text, with their probabilities.
         perplexity: Of the text; None of a single token.
+        text: What it writes behind the text; None where it was asked for nothing.
     """
 
     next: list[tuple[str, float]]
     perplexity: float | None
+    text: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
         found = [{"text": text, "probability": probability} for text, probability in self.next]
-        return {"next": found, "perplexity": self.perplexity}
+        return {"continuation": self.text, "next": found, "perplexity": self.perplexity}
 
     def summary(self) -> str:
-        """The next tokens with their probabilities."""
+        """What it writes, or else the next tokens with their probabilities."""
+        if self.text is not None:
+            return " ".join(self.text.split())
         return "; ".join(f"{text!r} {probability:.4f}" for text, probability in self.next)
 
 
 class Writer(Head):
-    """Reads `logits` (L, V); those of the last token say what comes next."""
+    """Reads `logits` (L, V); those of the last token say what comes next.
+
+    The proof is how probable each token was but the first, and how probable the most probable next one is: (L,).
+    """
 
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
         """The parts of each text, one behind the other.
@@ -63,8 +70,8 @@ class Writer(Head):
         ]
 
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Continuation:
-        """The most probable next tokens, and the text's perplexity."""
-        chances = self.prove(asked.outputs[-1])
+        """What is written, the most probable next tokens, and the text's perplexity."""
+        chances = _chances(asked.outputs[-1]["logits"][-1])
         tokenizer = getattr(asked.windows[-1], "tokenizer")  # noqa: B009  # its windows are `Prompt`s
         best = np.argsort(-chances, kind="stable")[:MOST]
         told = [(tokenizer.decode([int(one)], skip_special_tokens=False), float(chances[one])) for one in best]
@@ -72,14 +79,20 @@ class Writer(Head):
             _surprises(one.ids, said["logits"]) for one, said in zip(asked.windows, asked.outputs, strict=True)
         ]
         every = np.concatenate(surprises)
-        return Continuation(told, math.exp(float(every.mean())) if len(every) else None)
+        new = asked.write([one for part in asked.windows for one in part.ids]) if asked.write else None
+        text = None if new is None else tokenizer.decode(new, skip_special_tokens=True)
+        return Continuation(told, math.exp(float(every.mean())) if len(every) else None, text)
 
     def prove(self, outputs: Mapping[str, Array]) -> Array:
-        """(V,) probabilities of the next token."""
-        last = outputs["logits"][-1].astype(np.float64)
-        weights = np.exp(last - last.max())
-        chances: Array = weights / weights.sum()
-        return chances
+        """(L,) probabilities: of each token that came, then of the most probable next one."""
+        came = np.exp(-_surprises(outputs["input_ids"].tolist(), outputs["logits"]))
+        return np.append(came, _chances(outputs["logits"][-1]).max())
+
+
+def _chances(logits: Array) -> Array:
+    """(V,) probabilities."""
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(weights / weights.sum())
 
 
 def _prompt(encoding: Any, tokenizer: Any) -> Prompt:

@@ -164,6 +164,7 @@ class GraphSpec:
         head: From the model's own output to the tensors named in `outputs`.
         axes: Dynamic axes of each input and output: position to name.
         run: From the model and its inputs by name to those tensors, where the model's output alone is not enough.
+        sample: From ids and mask (B, L) to a tensor an input that it is traced with, where more goes in than those.
     """
 
     inputs: tuple[str, ...]
@@ -171,6 +172,7 @@ class GraphSpec:
     head: Callable[[Any], tuple[Any, ...]]
     axes: Mapping[str, Mapping[int, str]]
     run: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]] | None = None
+    sample: Callable[[Any, Any], tuple[Any, ...]] | None = None
 
 
 class Predictor(Protocol):
@@ -249,6 +251,14 @@ class Task(ABC):
     @abstractmethod
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
         """What the exported graph looks like for a tokenizer that gives `inputs`."""
+
+    def exported(self, model: Any, inputs: Iterable[str]) -> GraphSpec:
+        """`graph`, with what only this model tells, such as how many layers remember."""
+        return self.graph(inputs)
+
+    def rules(self, model: Any) -> dict[str, Any]:
+        """What a bundle needs to write texts, as `distill.heads.generation.Rules` reads it; empty where it does not."""
+        return {}
 
     @abstractmethod
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:

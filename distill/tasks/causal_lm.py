@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.tasks.base import NO_LABEL, SOURCE, Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns
+from distill.tasks.past import with_past
+
+NEW_TOKENS = 32
+"""How many a bundle writes behind a text where nobody says."""
 
 
 class CausalLM(Task):
@@ -92,6 +96,17 @@ class CausalLM(Task):
             return (output.logits,)
 
         return GraphSpec(names, ("logits",), head, axes)
+
+    def exported(self, model: Any, inputs: Iterable[str]) -> GraphSpec:
+        """`logits` of the new tokens, then keys and values of all: see `distill.tasks.past`."""
+        return with_past(self.graph(inputs), model)
+
+    def rules(self, model: Any) -> dict[str, Any]:
+        """Greedy, up to the model's own end, as far as its positions go (`context`, tokens)."""
+        ends = model.generation_config.eos_token_id if model.can_generate() else model.config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        context = getattr(model.config, "max_position_embeddings", None)
+        return {"ends": ends, "max_new_tokens": NEW_TOKENS} | ({"context": context} if context else {})
 
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Logits in fp32."""

@@ -133,3 +133,9 @@ def test_a_language_model_goes_the_whole_way(finished):
     assert said.next[0][1] == pytest.approx(float(chances.max()), abs=1e-4)
     assert said.perplexity == pytest.approx(math.exp(float(output.loss)), rel=1e-3)
     assert len(said.next) == 5
+    written = model.generate(**tokens, do_sample=False, max_new_tokens=8, pad_token_id=0)[
+        0, tokens["input_ids"].shape[1] :
+    ]
+    assert bundle.predict([text], new_tokens=8)[0].text == tokenizer.decode(written, skip_special_tokens=True)
+    bench = json.loads((result.folder / "results.json").read_text())["bench"]
+    assert {cell["step"] for cell in bench["cells"]} == {True, False}
