@@ -116,12 +116,12 @@ def new(
     """Write a commented recipe."""
     from distill.errors import OutputError
     from distill.files import write_text
-    from distill.recipe import Recipe, render_toml
+    from distill.recipe import Recipe
 
     if recipe.exists() and not force:
         raise OutputError("is there already", where=str(recipe), fix="Choose another name, or give --force.")
     values = {"name": recipe.stem, "teacher": {"checkpoint": teacher}, "data": {"train": train}}
-    write_text(recipe, render_toml(Recipe.parse(values), comments=True))
+    write_text(recipe, Recipe.parse(values).to_toml(comments=True))
     typer.echo(f"Wrote {recipe}. Set teacher.checkpoint and [data], then: distill compress {recipe}")
 
 

@@ -6,20 +6,21 @@ words a person reads in the file are the words below. A recipe that cannot be us
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RecipeError
+from distill.settings import apply_override, explain, render_toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+_FIRST_LINE = "A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."
 
 
 class _Section(BaseModel):
@@ -251,7 +252,7 @@ class Recipe(_Section):
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError([f"not a readable TOML file ({error})."], where=str(path)) from None
         for override in overrides or []:
-            _apply(values, override)
+            apply_override(values, override)
         values.setdefault("name", path.stem)
         return cls.parse(values, where=str(path))
 
@@ -262,7 +263,7 @@ class Recipe(_Section):
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
-            problems += [_explain(item) for item in error.errors()]
+            problems += [explain(item, cls) for item in error.errors()]
         if problems:
             raise RecipeError(problems, where=where)
         return recipe
@@ -277,9 +278,9 @@ class Recipe(_Section):
         values = self.model_dump(mode="json", by_alias=True, exclude={"output", "bench"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def to_toml(self) -> str:
-        """The resolved recipe with every field, as TOML."""
-        return render_toml(self, comments=False)
+    def to_toml(self, *, comments: bool = False) -> str:
+        """The resolved recipe with every field, as TOML; under its documentation where `comments` is set."""
+        return render_toml(self, comments=_FIRST_LINE if comments else "")
 
 
 def _missing(values: Mapping[str, Any]) -> list[str]:
@@ -308,117 +309,3 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")
     return problems
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Sets one `section.key=value` in `values`."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError([f"`--set {override}` must be KEY=VALUE, such as training.epochs=3."], where="--set")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = key.strip().split(".")
-    try:
-        target: Any = values
-        for step in path:
-            target = target[int(step)] if isinstance(target, list) else target.setdefault(step, {})
-        target[int(last) if isinstance(target, list) else last] = value
-    except (IndexError, ValueError, TypeError, AttributeError):
-        problem = f"`--set {override}` leads nowhere: the recipe has no {key.strip()}"
-        raise RecipeError([problem], where="--set") from None
-
-
-def _explain(item: Any) -> str:
-    """One pydantic finding in the words of the recipe."""
-    path = [str(step) for step in item["loc"] if not str(step).startswith("function-")]
-    key = ".".join(path)
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _known_keys(path[:-1]), n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else f" Known here: {', '.join(_known_keys(path[:-1]))}"
-        return f"`{key}` is not a setting.{hint}"
-    if item["type"] == "missing":
-        return f"`{key}` must be given"
-    message = str(item["msg"])
-    return f"`{key}` {message[0].lower()}{message[1:]}; got {item['input']!r}"
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    model: Any = Recipe
-    for step in path:
-        if step.isdigit():
-            continue
-        field = getattr(model, "model_fields", {}).get(step)
-        model = _model_of(field.annotation) if field else None
-        if model is None:
-            return []
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_of(annotation: Any) -> Any:
-    """The section model inside an annotation such as `list[TermRecipe]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for argument in get_args(annotation) if (found := _model_of(argument))), None)
-
-
-def render_toml(recipe: Recipe, *, comments: bool) -> str:
-    """Writes a recipe as TOML, each field under its documentation where `comments` is set."""
-    lines: list[str] = []
-    if comments:
-        lines += ["# A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."]
-    scalars = {name for name in Recipe.model_fields if not isinstance(getattr(recipe, name), _Section)}
-    lines += _render_fields(recipe, scalars, comments)
-    for name in Recipe.model_fields:
-        if name not in scalars:
-            lines += _render_section(name, getattr(recipe, name), comments)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _render_section(name: str, section: _Section, comments: bool) -> list[str]:
-    own = {key for key in type(section).model_fields if not isinstance(getattr(section, key), _Section)}
-    tables = {key for key in own if _is_tables(getattr(section, key))}
-    header = ["", *(f"# {line}" for line in _docs(section) if comments), f"[{name}]"]
-    lines = header + _render_fields(section, own - tables, comments)
-    for key in sorted(tables):
-        for item in getattr(section, key):
-            values = item.model_dump(mode="json", by_alias=True, exclude_none=True)
-            lines += ["", f"[[{name}.{key}]]", *(f"{k} = {_toml(v)}" for k, v in values.items())]
-    for key in type(section).model_fields:
-        if key not in own:
-            lines += _render_section(f"{name}.{key}", getattr(section, key), comments)
-    return lines
-
-
-def _render_fields(section: _Section, names: set[str], comments: bool) -> list[str]:
-    lines = []
-    for name, field in type(section).model_fields.items():
-        if name not in names:
-            continue
-        value = getattr(section, name)
-        if comments:
-            lines += ["", f"# {field.description}"]
-        if value is not None:
-            lines.append(f"{field.alias or name} = {_toml(value)}")
-        elif comments:
-            lines.append(f"# {field.alias or name} =")
-    return lines
-
-
-def _docs(section: _Section) -> list[str]:
-    return [line.strip() for line in (type(section).__doc__ or "").strip().splitlines()]
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], _Section)
-
-
-def _toml(value: Any) -> str:
-    """A TOML value. JSON strings, numbers and booleans are TOML as they stand; tables are written inline."""
-    if isinstance(value, dict):
-        inside = ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
-        return f"{{ {inside} }}" if inside else "{}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False)

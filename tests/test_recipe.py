@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from distill.errors import RecipeError
-from distill.recipe import Recipe, render_toml
+from distill.recipe import Recipe
 
 MINIMAL = {"teacher": {"checkpoint": "some/model"}, "data": {"train": "train.csv"}}
 
@@ -42,11 +42,11 @@ def test_a_written_recipe_reads_back_the_same(comments):
         {**MINIMAL, "name": 'a "quoted" näme', "objective": {"terms": terms}, "student": {"layers": 3}}
         | {"teacher": {"checkpoint": "m", "label_map": {"LABEL 0": "neg"}}}
     )
-    assert Recipe.parse(tomllib.loads(render_toml(recipe, comments=comments))) == recipe
+    assert Recipe.parse(tomllib.loads(recipe.to_toml(comments=comments))) == recipe
 
 
 def test_every_field_says_what_it_is():
-    text = render_toml(Recipe.parse(MINIMAL), comments=True)
+    text = Recipe.parse(MINIMAL).to_toml(comments=True)
     settings = [number for number, line in enumerate(text.splitlines()) if " = " in line and not line.startswith("#")]
     lines = text.splitlines()
     undocumented = [lines[number] for number in settings if not lines[number - 1].startswith("# ")]
@@ -56,7 +56,7 @@ def test_every_field_says_what_it_is():
 
 def test_overrides_take_toml_values_and_plain_strings(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(render_toml(Recipe.parse(MINIMAL), comments=False).replace('name = ""\n', ""))
+    path.write_text(Recipe.parse(MINIMAL).to_toml().replace('name = ""\n', ""))
     recipe = Recipe.load(path, ["training.epochs=2.5", "student.card=layers-6", "bench.lengths=[8, 16]"])
     assert (recipe.training.epochs, recipe.student.card, recipe.bench.lengths) == (2.5, "layers-6", [8, 16])
     assert recipe.name == "mine"
