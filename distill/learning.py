@@ -17,6 +17,7 @@ from distill.features import describe
 from distill.files import replace_folder, write_json
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms, translate
+from distill.on_policy import OnPolicy
 from distill.recipe import TrainingRecipe
 from distill.run import Run
 from distill.student import TABLE_COLUMNS
@@ -108,7 +109,8 @@ def train(run: Run) -> dict[str, Any]:
         run.progress.say(f"before training: {run.task.metric} {before.metrics[run.task.metric]:.4f}")
         encoded = run.transfer_set(checkpoint)
         curve = _fit(
-            run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final
+            run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final,
+            on_policy=_on_policy(run, checkpoint),
         )  # fmt: skip
         return {
             "curve": curve,
@@ -160,6 +162,7 @@ def _fit(
     settings: TrainingRecipe,
     name: str,
     final: Path,
+    on_policy: OnPolicy | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`."""
     scratch = run.work / name
@@ -192,11 +195,21 @@ def _fit(
         seed=run.recipe.seed,
         progress=run.progress,
         name=NAMES[name],
+        on_policy=on_policy,
     )
     if processes.is_main():
         replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
     processes.wait()
     return curve
+
+
+def _on_policy(run: Run, checkpoint: Checkpoint) -> OnPolicy | None:
+    """What lets the student write some of its batches, where the recipe asks for it."""
+    wanted = run.recipe.objective.on_policy
+    if not wanted.share:
+        return None
+    ends = run.task.rules(checkpoint.model)["ends"]
+    return OnPolicy(wanted, ends=ends, padding=checkpoint.padding.values.get("input_ids", 0), seed=run.recipe.seed)
 
 
 def _measure(

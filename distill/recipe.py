@@ -149,6 +149,16 @@ class TermRecipe(_Section):
     options: dict[str, Any] = Field({}, description="Settings of that loss alone.")
 
 
+class OnPolicyRecipe(_Section):
+    """Batches that the student writes itself, for its teacher to judge: generalised knowledge distillation."""
+
+    share: Fraction = Field(
+        0.0, description="Share of the batches whose end the student writes; the teacher then answers live."
+    )
+    prompt: Fraction = Field(0.25, description="Share of a text that is kept before it, one token at least.")
+    temperature: Positive = Field(1.0, description="Softmax temperature at which it draws its tokens.")
+
+
 class ObjectiveRecipe(_Section):
     """What the student learns from."""
 
@@ -158,6 +168,9 @@ class ObjectiveRecipe(_Section):
     )
     temperature: Positive | None = Field(None, description="Replaces the temperature of every soft-label term.")
     terms: list[TermRecipe] = Field([], description="Losses and their weights; empty takes the preset's.")
+    on_policy: OnPolicyRecipe = Field(
+        default_factory=OnPolicyRecipe, description="For language models: texts by the student itself."
+    )
 
 
 class TrainingRecipe(_Section):

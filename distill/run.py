@@ -372,6 +372,7 @@ class Run:
             "augment": recipe.data.augment.model_dump(mode="json"),
             "student": recipe.student.model_dump(mode="json"),
             "objective": objective.describe() if objective else None,
+            "on_policy": recipe.objective.on_policy.model_dump(mode="json"),
             "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),
             "seed": recipe.seed,
         }
@@ -383,7 +384,7 @@ class Run:
         if self.others and isinstance(live, LiveTeacher):
             further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
             live = EnsembleTeacher([live, *further], self.shares)
-        if not self.task.cached:
+        if not self.task.cached or self.recipe.objective.on_policy.share:
             return live
         return build_cache(
             live,
@@ -414,6 +415,11 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(f"`teacher.checkpoint` must be given for {task.name}: there are no labels to fine-tune on")
     if recipe.teacher.ensemble and (task.follows or not task.cached):
         problems.append(f"`teacher.ensemble` must be empty for {task.name}; got {recipe.teacher.ensemble!r}")
+    if recipe.objective.on_policy.share and not task.on_policy:
+        share = recipe.objective.on_policy.share
+        problems.append(
+            f"`objective.on_policy.share` must be 0 for {task.name}, whose student writes no text; got {share}"
+        )
     if recipe.student.vocabulary != "full" and not task.trims:
         kept = recipe.student.vocabulary
         problems.append(

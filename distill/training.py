@@ -27,6 +27,7 @@ from distill.errors import TrainingError
 from distill.features import Features, TappedModel
 from distill.files import read_json, replace_folder, sync, write_json
 from distill.objectives import Objective
+from distill.on_policy import OnPolicy
 from distill.progress import SILENT, Progress, Stage
 from distill.recipe import TrainingRecipe
 from distill.sampling import LengthBucketSampler, ProcessBatches
@@ -88,6 +89,7 @@ class DistillationTrainer(transformers.Trainer):
         args: The usual arguments.
         evaluation: Called with the student; returns metrics by name. None does not evaluate.
         callbacks: As in any Trainer.
+        on_policy: Lets the student write some of its batches.
     """
 
     control: TrainerControl
@@ -102,8 +104,10 @@ class DistillationTrainer(transformers.Trainer):
         args: TrainingArguments,
         evaluation: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         self.teacher = teacher or _NoTeacher()
+        self._on_policy = on_policy
         self.evaluation = evaluation
         module = DistillationModule(student, objective)
         super().__init__(
@@ -155,6 +159,9 @@ class DistillationTrainer(transformers.Trainer):
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
+        if self._on_policy is not None:
+            with self.compute_loss_context_manager():
+                batches = [self._rewritten(batch, number) for number, batch in enumerate(batches)]
         objective = self.accelerator.unwrap_model(self.model).objective
         counts: dict[str, Tensor] = {}
         for batch in batches:
@@ -162,6 +169,12 @@ class DistillationTrainer(transformers.Trainer):
                 own = torch.zeros_like(count) if IDLE in batch else count
                 counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
         return batches, {unit: self.accelerator.reduce(count, "sum") for unit, count in counts.items()}
+
+    def _rewritten(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """The batch, or what the student makes of its beginning."""
+        if self._on_policy is None or IDLE in batch:
+            return batch
+        return self._on_policy(self.student, batch, self.state.global_step, number, self.accelerator.process_index)
 
     def compute_loss(
         self,
@@ -317,6 +330,7 @@ def fit(
     logs: Path,
     progress: Progress = SILENT,
     name: str = "Training",
+    on_policy: OnPolicy | None = None,
 ) -> list[dict[str, Any]]:
     """Trains until the end, from the newest complete checkpoint in `folder` if there is one.
 
@@ -335,6 +349,7 @@ def fit(
         logs: For TensorBoard.
         progress: Drawn while it runs.
         name: What the progress is called.
+        on_policy: Lets the student write some of its batches.
 
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
@@ -382,8 +397,9 @@ def fit(
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs))))
+        collate = tensor_collate(task, padding)
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, tensor_collate(task, padding), args, evaluation, callbacks
+            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy
         )
         if not processes.is_main():
             torch.manual_seed(seed + processes.number())  # each process drops out other units

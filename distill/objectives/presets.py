@@ -56,6 +56,10 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
     # Word-level distillation of 1606.07947: the teacher's next token and the text's own, in equal parts.
     "language": ({"loss": "soft_labels", "temperature": 1.0}, _LABELS),
+    # The teacher alone, for language models: all it thinks possible, its main answers, or between the two (2306.13649).
+    "forward-kl": ({"loss": "soft_labels", "temperature": 1.0},),
+    "reverse-kl": ({"loss": "reverse_kl", "temperature": 1.0},),
+    "jsd": ({"loss": "jsd", "temperature": 1.0},),
     # TextBrewer's DistillationConfig as it comes: no hard labels, no intermediate matches.
     "textbrewer-default": ({**_SOFT, "options": {"convention": "textbrewer"}},),
     # 1910.01108; README of its code: alpha_ce 5, alpha_mlm 2, alpha_cos 1 on the last layer, temperature 2.

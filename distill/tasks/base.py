@@ -206,6 +206,7 @@ class Task(ABC):
         unmeasured: Outputs of the graph that no measure reads.
         cached: The teacher's answers are written down once; else it runs beside the student.
         trims: The student may have fewer tokens than its teacher.
+        on_policy: The student may learn from texts that it writes itself.
     """
 
     name: ClassVar[str]
@@ -226,6 +227,7 @@ class Task(ABC):
     unmeasured: ClassVar[frozenset[str]] = frozenset()
     cached: ClassVar[bool] = True
     trims: ClassVar[bool] = True
+    on_policy: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:

@@ -29,6 +29,7 @@ class CausalLM(Task):
     target: ClassVar[str] = "nothing"
     named: ClassVar[bool] = False
     trims: ClassVar[bool] = False
+    on_policy: ClassVar[bool] = True
     unmeasured: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:

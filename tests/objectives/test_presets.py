@@ -30,7 +30,8 @@ def test_every_preset_builds(name: str, student: Architecture) -> None:
 def test_the_presets_of_the_papers_are_there() -> None:
     assert set(PRESETS) == {
         "none", "logits", "logits+hidden", "logits+relations", "labels+logits", "labels+logits+hidden",
-        "labels+logits+relations", "embedding", "language", "textbrewer-default", "distilbert", "tinybert",
+        "labels+logits+relations", "embedding", "language", "forward-kl", "reverse-kl", "jsd",
+        "textbrewer-default", "distilbert", "tinybert",
         "minilm-v1", "minilm-v2", "pkd", "mobilebert",
     }  # fmt: skip
 
