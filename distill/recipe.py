@@ -202,7 +202,13 @@ class ExportRecipe(_Section):
     max_drop: float = Field(
         0.5,
         ge=0.0,
-        description="Points of the metric that int8 may lose on validation data before it is refused.",
+        description="Points of the metric that int8 may lose on validation data before it is refused; of a language "
+        "model's likelihood, hundredths of what it is.",
+    )
+    weights: Literal["int8", "blocks-8", "blocks-4"] = Field(
+        "int8",
+        description="`int8` multiplies in int8; `blocks-8` and `blocks-4` keep a scale for every 32 weights, of 8 or 4 "
+        "bits: more exact or smaller, and slower here.",
     )
     ort: bool = Field(
         False,

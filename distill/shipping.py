@@ -18,6 +18,7 @@ from distill.bench import bench as measure_latency
 from distill.candidates import Choice, fastest, machine_target
 from distill.errors import DataError
 from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.export.blockwise import quantize_blocks_within
 from distill.export.bundle import Contents, write_bundle
 from distill.export.graph import export_graph
 from distill.export.ladder import LadderResult, quantize_within
@@ -136,9 +137,13 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
         model = task.judge(OnnxModel(file), checkpoint.model)
         return evaluate(model, encoded, task, padding, settings=chosen).metrics[task.metric]
 
+    limits: dict[str, Any] = {"measure": measure, "max_drop": export.max_drop, "relative": task.relative}
+    if export.weights != "int8":
+        with run.progress.stage(f"Storing weights in {export.weights}"):
+            bits, metadata = int(export.weights[-1]), _metadata(run, checkpoint)
+            return Choice("", quantize_blocks_within(source, path, bits=bits, metadata=metadata, **limits), ())
     settings: dict[str, Any] = {
-        "measure": measure,
-        "max_drop": export.max_drop,
+        **limits,
         "batches": spread(task, sample, padding, rows=256),
         "target": _target(run),
         "metadata": _metadata(run, checkpoint),

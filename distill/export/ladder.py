@@ -71,7 +71,7 @@ class Rung:
         form: How it was made, in words.
         kept: Names of the weights whose products were left in fp32 besides those that always are.
         metric: What the file reached, in [0, 1].
-        drop: Points below the fp32 file: 100 * (fp32 - int8).
+        drop: Points below the fp32 file: see `lost`.
         bytes: Size of the file.
     """
 
@@ -130,6 +130,7 @@ def quantize_within(
     target: Target = "arm64",
     metadata: Mapping[str, str] | None = None,
     progress: Progress = SILENT,
+    relative: bool = False,
 ) -> LadderResult:
     """Writes the smallest int8 file found that loses no more than `max_drop` points.
 
@@ -142,6 +143,7 @@ def quantize_within(
         target: See `quantize_dynamic_int8`.
         metadata: See `quantize_dynamic_int8`.
         progress: Told about the search, where there has to be one.
+        relative: Points are hundredths of what the fp32 file reaches, where that may be far below 1.
 
     Raises:
         ExportError: No rung loses little enough; names the products that hurt most.
@@ -149,7 +151,7 @@ def quantize_within(
     path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ladder-") as folder:
-        climb = _Climb(Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, progress)
+        climb = _Climb(Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, progress, relative)
         made = climb.run()
         if made is None:
             raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path)
@@ -170,7 +172,9 @@ class _Climb:
         target: Target,
         metadata: Mapping[str, str] | None,
         progress: Progress,
+        relative: bool,
     ) -> None:
+        self._relative = relative
         self._source, self._trial, self._smoothed = source, folder / "trial.onnx", folder / "smoothed.onnx"
         self._measure, self._max_drop, self._batches = measure, max_drop, batches
         self._target, self._metadata, self._progress = target, metadata, progress
@@ -203,7 +207,7 @@ class _Climb:
         """Makes and measures a file; the file where it is good enough."""
         made = self._make(form)
         metric = self._measure(made.path)
-        drop = 100.0 * (self.reference - metric)
+        drop = lost(self.reference, metric, self._relative)
         self.rungs.append(Rung(str(form), form.kept, metric, drop, made.bytes))
         return made if drop <= self._max_drop else None
 
@@ -240,6 +244,11 @@ class _Climb:
             with self._progress.stage("Looking at the range of activations"):
                 self._seen[smoothed] = observe(path, self._batches)
         return self._seen[smoothed]
+
+
+def lost(reference: float, metric: float, relative: bool) -> float:
+    """Points that were lost: 100 * (reference - metric), of a `relative` metric divided by its reference."""
+    return 100.0 * (reference - metric) / (reference if relative and reference else 1.0)
 
 
 def rank_products(

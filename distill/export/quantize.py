@@ -166,7 +166,7 @@ def quantize_model(
     on_load: list[Product] = []
     for found in products(graph):
         name = str(found.weight.name)
-        if name in keep or _is_last(found):
+        if name in keep or stays_exact(found):
             done.kept.append(name)
         elif _is_constant(found.x):  # a product of weights is multiplied once, when the file is loaded
             on_load.append(found)
@@ -189,8 +189,8 @@ def quantize_model(
     return done
 
 
-def _is_last(found: Product) -> bool:
-    """Whether a product gives the logits of a few labels."""
+def stays_exact(found: Product) -> bool:
+    """Whether a product gives the logits of a few labels, and so stays in fp32."""
     width = int(numbers_of(found.weight).shape[1])
     return found.result.is_graph_output() and width <= FEW_LABELS
 

@@ -206,6 +206,7 @@ class Task(ABC):
         unmeasured: Outputs of the graph that no measure reads.
         cached: The teacher's answers are written down once; else it runs beside the student.
         trims: The student may have fewer tokens than its teacher.
+        relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
         on_policy: The student may learn from texts that it writes itself.
     """
 
@@ -227,6 +228,7 @@ class Task(ABC):
     unmeasured: ClassVar[frozenset[str]] = frozenset()
     cached: ClassVar[bool] = True
     trims: ClassVar[bool] = True
+    relative: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
 
     @abstractmethod

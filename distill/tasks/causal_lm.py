@@ -29,6 +29,7 @@ class CausalLM(Task):
     target: ClassVar[str] = "nothing"
     named: ClassVar[bool] = False
     trims: ClassVar[bool] = False
+    relative: ClassVar[bool] = True
     on_policy: ClassVar[bool] = True
     unmeasured: ClassVar[frozenset[str]] = frozenset({"logits"})
 

@@ -1,0 +1,68 @@
+"""Weights in blocks: what is stored, what ONNX Runtime makes of it, and when it is refused."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from distill.errors import ExportError
+from distill.export.blockwise import BLOCK, pack_blocks, quantize_blocks, quantize_blocks_within
+from distill.export.graph import export_graph
+from distill.export.runtime import OnnxModel
+from distill.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory):
+    """A small GPT-2 whose width is no whole number of blocks."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_positions=128, n_embd=48, n_layer=2, n_head=4)).eval()
+    path = tmp_path_factory.mktemp("blocks") / "model.onnx"
+    export_graph(model, TASKS["causal-lm"].exported(model, ["input_ids", "attention_mask"]), path)
+    return path
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (4, 7)])
+def test_packed_numbers_by_hand(bits, largest):
+    weight = np.zeros((BLOCK + 1, 1), np.float32)
+    weight[:3, 0], weight[BLOCK, 0] = (-1.0, 1.0, 0.6), 3.0
+    numbers, scales = pack_blocks(weight, bits)
+    np.testing.assert_allclose(scales, [[1 / largest, 3 / largest]], rtol=1e-6)
+    assert numbers.shape == (1, 2, BLOCK * bits // 8)
+    middle = largest + 1
+    wanted = [middle - largest, middle + largest, middle + round(0.6 * largest), middle]
+    first = numbers[0, 0].astype(int)
+    found = first[:4] if bits == 8 else [first[0] & 15, first[0] >> 4, first[1] & 15, first[1] >> 4]
+    assert list(found) == wanted
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.25)])
+def test_answers_and_size(fp32, tmp_path, bits, error):
+    made = quantize_blocks(fp32, tmp_path / "blocks.onnx", bits=bits, metadata={"distill.task": "causal-lm"})
+    assert len(made.products) == 9  # four of each layer, and the head
+    assert len(made.tables) == 2
+    assert made.bytes < fp32.stat().st_size * (0.35 if bits == 8 else 0.28)
+    exact, blocks = OnnxModel(fp32), OnnxModel(made.path)
+    assert blocks.metadata["distill.task"] == "causal-lm"
+    ids = np.random.default_rng(0).integers(0, 2000, (2, 12))
+    wanted, found = exact.read(ids, None)[0], blocks.read(ids, None)[0]
+    assert np.abs(wanted - found).mean() < error * wanted.std()
+    _, past = blocks.read(ids[:, :7], None)
+    stepwise, _ = blocks.read(ids[:, 7:], past)
+    np.testing.assert_allclose(stepwise, found[:, 7:], atol=0.05 * wanted.std())
+
+
+def test_what_loses_too_much_is_refused(fp32, tmp_path):
+    scores = iter((0.5, 0.4))
+    with pytest.raises(
+        ExportError, match=r"weights in 4 bits lose 20.00 points, more than max_drop = 10.*export.weights"
+    ):
+        quantize_blocks_within(
+            fp32, tmp_path / "blocks.onnx", bits=4, measure=lambda _: next(scores), max_drop=10, relative=True
+        )
+    assert not list(tmp_path.iterdir())
+    scores = iter((0.5, 0.4))
+    result = quantize_blocks_within(
+        fp32, tmp_path / "blocks.onnx", bits=4, measure=lambda _: next(scores), max_drop=10.1
+    )
+    assert result.rungs[0].drop == pytest.approx(10.0)
