@@ -90,6 +90,7 @@ class DistillationTrainer(transformers.Trainer):
         evaluation: Called with the student; returns metrics by name. None does not evaluate.
         callbacks: As in any Trainer.
         on_policy: Lets the student write some of its batches.
+        vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
     """
 
     control: TrainerControl
@@ -105,9 +106,10 @@ class DistillationTrainer(transformers.Trainer):
         evaluation: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         on_policy: OnPolicy | None = None,
+        vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.teacher = teacher or _NoTeacher()
-        self._on_policy = on_policy
+        self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
         module = DistillationModule(student, objective)
         super().__init__(
@@ -131,6 +133,7 @@ class DistillationTrainer(transformers.Trainer):
         whole = LengthBucketSampler(
             self.train_dataset.lengths, self.args.per_device_train_batch_size * count, seed=self.args.seed
         )
+        self._order = whole
         loader: DataLoader = DataLoader(
             self.train_dataset,
             batch_sampler=whole if count == 1 else ProcessBatches(whole, number, count),
@@ -145,6 +148,8 @@ class DistillationTrainer(transformers.Trainer):
 
     def _collate(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A process without a row of its own takes any, marked to count nothing: all must take part in the step."""
+        if rows and self._vary is not None:
+            rows = [self._vary(row, self._order.epoch) for row in rows]
         if rows:
             return self.data_collator(rows)
         return {**self.data_collator([self.train_dataset[0]]), IDLE: torch.ones(1)}
@@ -398,8 +403,12 @@ def fit(
         if processes.is_main():
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs))))
         collate = tensor_collate(task, padding)
+
+        def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
+            return task.vary(row, seed, epoch)
+
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy
+            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary
         )
         if not processes.is_main():
             torch.manual_seed(seed + processes.number())  # each process drops out other units

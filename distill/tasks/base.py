@@ -235,6 +235,10 @@ class Task(ABC):
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids of `rows`: columns `text`, optionally `text_pair`, and `label` (None where there is none)."""
 
+    def vary(self, row: Mapping[str, Any], seed: int, epoch: int) -> Mapping[str, Any]:
+        """A row as it is trained on in this epoch: a pure function of both numbers and the row's `example`."""
+        return row
+
     @abstractmethod
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """Pads encoded rows to the longest among them."""

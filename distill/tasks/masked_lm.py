@@ -29,12 +29,16 @@ MASKED = 0.15
 HIDDEN, SWAPPED = 0.8, 0.1
 """Shares of those: shown as the mask token; shown as another token of the text. The others are shown as they are."""
 
+SPECIAL, MASK_ID = "special", "mask_id"
+"""Columns that masking anew reads: 1 for tokens that are never hidden; what hidden ones are shown as."""
+
 
 class MaskedLanguageModel(Task):
     """The student guesses masked tokens as its teacher does and relates tokens as it does; its encoder ships.
 
-    A row's masks are drawn from its text, so that they are the same in every run and after every interruption: more
-    text teaches more than more epochs. The teacher answers live, for its logits of every token would fill a disk.
+    Each epoch masks a row anew, as RoBERTa does (1907.11692): drawn from (seed, epoch, example), so that a run repeats
+    itself and goes on exactly after an interruption. What is measured has the masks of `encode`, drawn from the text.
+    The teacher answers live, for its logits of every token would fill a disk.
     """
 
     name: ClassVar[str] = "masked-lm"
@@ -71,6 +75,7 @@ class MaskedLanguageModel(Task):
         )
         source = np.array(tokens["overflow_to_sample_mapping"], np.int64)
         ragged: dict[str, list[Sequence[int]]] = {"input_ids": [], "labels": []}
+        ragged[SPECIAL] = list(tokens["special_tokens_mask"])
         if "token_type_ids" in tokens:
             ragged["token_type_ids"] = list(tokens["token_type_ids"])
         for place, (row, ids) in enumerate(zip(source, tokens["input_ids"], strict=True)):
@@ -81,7 +86,14 @@ class MaskedLanguageModel(Task):
             )
             ragged["input_ids"].append(shown.tolist())
             ragged["labels"].append(labels.tolist())
-        return pack(ragged, {SOURCE: source})
+        return pack(ragged, {SOURCE: source, MASK_ID: np.full(len(source), tokenizer.mask_token_id)})
+
+    def vary(self, row: Mapping[str, Any], seed: int, epoch: int) -> Mapping[str, Any]:
+        """Other tokens are hidden in each epoch."""
+        known = row["labels"] != NO_LABEL
+        ids = np.where(known, row["labels"], row["input_ids"])
+        shown, labels = mask(ids, row[SPECIAL], int(row[MASK_ID]), (seed, epoch, int(row["example"])))
+        return {**row, "input_ids": shown, "labels": labels}
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """input_ids, attention_mask, token_type_ids, labels, scored (B, L); example (B,)."""
@@ -186,7 +198,7 @@ class _Guesses:
         return {"guess": guess, "surprise": surprise}
 
 
-def mask(ids: Array, special: Array, mask_id: int, seed: int) -> tuple[Array, Array]:
+def mask(ids: Array, special: Array, mask_id: int, seed: int | Sequence[int]) -> tuple[Array, Array]:
     """Hides tokens of one row.
 
     Args:

@@ -13,12 +13,15 @@ from distill.errors import DataError, RecipeError
 from distill.evaluation import TorchPredictor
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
+from distill.features import describe
+from distill.objectives import build_objective
 from distill.pipeline import run_stages
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TermRecipe, TrainingRecipe
 from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding
 from distill.tasks.base import pack
-from distill.tasks.masked_lm import mask
+from distill.tasks.masked_lm import MaskedLanguageModel, mask
+from distill.training import fit
 
 TASK = TASKS["masked-lm"]
 
@@ -53,6 +56,79 @@ def test_a_long_text_becomes_several_rows(minilm_folder):
     assert masks[0] != masks[1]
     batch = TASK.collate([encoded[3]], Padding())
     assert batch["scored"].tolist() == [[False, True, False]]
+
+
+def test_each_epoch_hides_other_tokens_of_the_same_text(minilm_folder):
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder)
+    texts = ["the quick brown fox jumps over the lazy dog " * 3, "a film that is long and dull " * 3]
+    encoded = TASK.encode({"text": texts, "label": [None] * 2}, tokenizer, 64)
+    whole = [tokenizer(text)["input_ids"] for text in texts]
+
+    def hidden(row, seed, epoch):
+        new = TASK.vary(encoded[row], seed, epoch)
+        chosen = new["labels"] != -100
+        assert np.where(chosen, new["labels"], new["input_ids"]).tolist() == whole[row]
+        assert not chosen[[0, -1]].any()
+        return tuple(np.flatnonzero(chosen))
+
+    assert hidden(0, 3, 1) == hidden(0, 3, 1)
+    assert len({hidden(row, seed, epoch) for row in (0, 1) for seed in (3, 4) for epoch in range(5)}) == 20
+    batch = TASK.collate([TASK.vary(encoded[0], 3, 1)], Padding())
+    assert tuple(np.flatnonzero(batch["scored"][0])) == hidden(0, 3, 1)
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class Watched(MaskedLanguageModel):
+    """Remembers which rows were asked for in which epochs."""
+
+    def __init__(self):
+        self.seen = []
+
+    def vary(self, row, seed, epoch):
+        self.seen.append((epoch, row["example"]))
+        return super().vary(row, seed, epoch)
+
+
+def fitted(folder, start, tokenizer, interrupt):
+    """Weights after three epochs of guessing; cut off behind the second and begun again where `interrupt`."""
+    texts = [f"the game was played in the season of {year} by the team" for year in range(1900, 1912)]
+    encoded = TASK.encode({"text": texts, "label": [None] * 12}, tokenizer, 32)
+    settings = TrainingRecipe(epochs=3, batch_size=4, learning_rate=1e-3, checkpoint_seconds=1e-6, precision="fp32")
+    measured = []
+
+    def measure(model):
+        measured.append(1)
+        if interrupt and len(measured) == 2:
+            raise InterruptedRunError
+        return {"masked_accuracy": 0.5}
+
+    def go():
+        model = AutoModelForMaskedLM.from_pretrained(start)
+        shape = describe(model)
+        objective = build_objective([TermRecipe(loss="hard_labels")], shape, shape)
+        known = {"save": lambda _: None, "logs": folder / "logs", "seed": 7}
+        fit(model, objective, None, encoded, task, Padding(), settings, folder, measure, **known)
+        return model.state_dict()
+
+    task = Watched()
+
+    if interrupt:
+        with pytest.raises(InterruptedRunError):
+            go()
+        assert list(folder.glob("checkpoint-*"))
+    weights = go()
+    assert set(task.seen) == {(epoch, row) for epoch in range(3) for row in range(12)}
+    return weights
+
+
+def test_an_interruption_changes_no_mask(tmp_path, start):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    whole = fitted(tmp_path / "whole", start, tokenizer, interrupt=False)
+    again = fitted(tmp_path / "again", start, tokenizer, interrupt=True)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
 def test_measures_by_hand():
