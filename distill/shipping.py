@@ -20,12 +20,14 @@ from distill.errors import DataError
 from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.bundle import Contents, write_bundle
+from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
 from distill.export.ladder import LadderResult, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
+from distill.export.pieces import bytes_of, pieces
 from distill.export.quantize import Target
-from distill.export.runtime import Bundle, OnnxModel
+from distill.export.runtime import QUANTIZED, Bundle, OnnxModel, open_graph
 from distill.export.verify import Verification, verify_bundle
 from distill.fields import INPUTS, TARGETS
 from distill.files import write_json
@@ -66,14 +68,23 @@ def export(run: Run) -> dict[str, Any]:
         ]
         choice = _quantize(run, student, files["student"], files["student-int8"])
         steps.append(_quantized(run, student, choice.result, files["student"], files["student-int8"]))
+        if run.task.cut:
+            for name, path in files.items():
+                cut(path, *pieces(_shipped(run, name)))
         return {
             "verification": steps,
             "tried": choice.table(),
-            "bytes": {name: path.stat().st_size for name, path in files.items()},
+            "bytes": {name: bytes_of(_shipped(run, name)) for name in files},
         }
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
     return run.ledger.once("export", inputs, work, makes=list(files.values()))
+
+
+def _shipped(run: Run, name: str) -> Path:
+    """Where the graph is as it ships: as it was traced and quantised, or what it was cut into."""
+    folder = run.work / "onnx"
+    return (folder / "cut" if run.task.cut else folder) / f"{name}.onnx"
 
 
 def _target(run: Run) -> Target:
@@ -221,7 +232,6 @@ def spread(task: Task, encoded: Encoded, padding: Padding, *, rows: int) -> list
 def bundle(run: Run) -> dict[str, Any]:
     """Assembles what ships, and verifies it as a stranger would."""
     folder = run.folder / "bundle"
-    files = run.work / "onnx"
 
     def work() -> dict[str, Any]:
         models = _models(run)
@@ -233,8 +243,8 @@ def bundle(run: Run) -> dict[str, Any]:
                     task=run.task.name,
                     labels=run.teacher.labels,
                     max_length=run.recipe.data.max_length,
-                    fp32_onnx=files / "student.onnx",
-                    int8_onnx=files / "student-int8.onnx",
+                    fp32_onnx=_shipped(run, "student"),
+                    int8_onnx=_shipped(run, "student-int8"),
                     model_folder=run.folder / "student",
                     golden_texts=_golden(run),
                     metrics={role: _without_rows(facts) for role, facts in models.items()},
@@ -250,7 +260,7 @@ def bundle(run: Run) -> dict[str, Any]:
         if not verdict.ok:
             raise verdict.error()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        shipped = (folder / "onnx" / "model_quantized.onnx").stat().st_size
+        shipped = bytes_of(folder / QUANTIZED)
         line = f"bundle: {folder} is verified; the int8 file has {shipped / 1e6:.1f} MB"
         run.progress.say(line)
         return {"models": models, "bytes": size, "int8_bytes": shipped, "verdict": verdict.to_json(), "summary": [line]}
@@ -270,9 +280,7 @@ def _golden(run: Run) -> list[Any]:
     order = encoded.sources[np.argsort(encoded.lengths, kind="stable")]
     wanted = min(run.recipe.export.golden, len(order))
     picks = sorted({int(row) for row in order[np.linspace(0, len(order) - 1, wanted).astype(int)]})
-    if "text_pair" in rows.column_names:
-        return [(rows["text"][row], rows["text_pair"][row]) for row in picks]
-    return [rows["text"][row] for row in picks]
+    return [run.task.golden(rows[row]) for row in picks]
 
 
 def _models(run: Run) -> dict[str, Any]:
@@ -288,16 +296,16 @@ def _models(run: Run) -> dict[str, Any]:
         "student-onnx": ("student", student),
         "student-int8": ("student-int8", student),
     }.items():
-        path = run.work / "onnx" / f"{file}.onnx"
+        path = _shipped(run, file)
         encoded, name = run.encode(checkpoint, rows), f"Measuring {path.name}"
         settings, padding = models[role.split("-")[0]]["settings"], checkpoint.padding
-        model = run.task.judge(OnnxModel(path), checkpoint.model)
+        model = run.task.examine(open_graph(path), checkpoint.model)
         found = evaluate(model, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
         models[role] = {
             "metrics": found.metrics,
             "retention": found.metrics[metric] / teacher.metrics[metric] if teacher.metrics[metric] else None,
             "agreement": agreement(teacher, found, run.task),
-            "bytes": path.stat().st_size,
+            "bytes": bytes_of(path),
             "parameters": models[role.split("-")[0]]["parameters"],
         }
     models["student-int8"]["disagreements"] = disagreements(teacher, found, texts_of(rows, run.task), run.task)
@@ -306,9 +314,8 @@ def _models(run: Run) -> dict[str, Any]:
 
 def bench(run: Run) -> dict[str, Any]:
     """Measures teacher and student files side by side, interleaved, in one run."""
-    files = run.work / "onnx"
     settings = run.recipe.bench
-    targets = [files / "teacher.onnx", files / "student.onnx", run.folder / "bundle" / "onnx" / "model_quantized.onnx"]
+    targets = [_shipped(run, "teacher"), _shipped(run, "student"), run.folder / "bundle" / QUANTIZED]
 
     def work() -> dict[str, Any]:
         report = measure_latency(

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distill.errors import BundleError, needs_extra
+from distill.export.pieces import bytes_of, files_of
 
 QUANTIZED = Path("onnx/model_quantized.onnx")
 
@@ -54,10 +55,9 @@ def find_targets(paths: Sequence[str | Path]) -> list[Target]:
 
 def _recognise(path: Path) -> tuple[str, str, int]:
     """Path to load, format and bytes."""
-    if path.is_file() and path.suffix == ".onnx":
-        return str(path), "ONNX", path.stat().st_size
-    if (path / QUANTIZED).is_file():
-        return str(path / QUANTIZED), "ONNX", (path / QUANTIZED).stat().st_size
+    for graph in (path, path / QUANTIZED):
+        if graph.suffix == ".onnx" and all(file.is_file() for file in files_of(graph)):
+            return str(graph), "ONNX", bytes_of(graph)
     weights = list(path.glob("model*.safetensors"))
     if (path / "config.json").is_file() and weights:
         if find_spec("torch") is None or find_spec("transformers") is None:

@@ -193,7 +193,30 @@ def prepare_onnx(path: Path, threads: int) -> Callable[[], Model]:
     """Imports what a session needs; what it returns loads the file, and only that is timed."""
     import distill.export.runtime  # noqa: F401 (imported before the clock starts)
 
-    return lambda: _Onnx(path, threads)
+    return lambda: (_Onnx if path.is_file() else _EncoderDecoder)(path, threads)
+
+
+class _EncoderDecoder:
+    """Two sessions: a call reads a text and writes its first token."""
+
+    writes = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from distill.export.runtime import open_graph
+
+        self._model = open_graph(path, threads=threads)
+
+    def __call__(self, batch: Mapping[str, Array]) -> Any:
+        return self._model.predict({**batch, "decoder_input_ids": batch["input_ids"][:, :1]})
+
+    def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
+        """One more token, with as many of the text and of what is written before it."""
+        step, ids = self._model.stepper(batch), batch["input_ids"]
+        _, past = step(ids, None)
+        return lambda: step(ids[:, :1], past)
+
+    def count_ids(self) -> int:
+        return int(self._model.vocabulary)
 
 
 # PyTorch --------------------------------------------------------------------------------------------------------------

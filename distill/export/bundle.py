@@ -13,13 +13,15 @@ from typing import Any
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
 from distill.export.ort_format import write_ort
-from distill.export.runtime import FULL, QUANTIZED, Bundle, OnnxModel
+from distill.export.pieces import bytes_of, files_of, pieces
+from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
 from distill.files import replace_folder, sha256_file, write_json, write_text
 from distill.heads import Text
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+WRITING = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,15 @@ def write_bundle(folder: Path, contents: Contents) -> None:
 
 def _fill(folder: Path, contents: Contents) -> None:
     (folder / "onnx").mkdir()
-    shutil.copyfile(contents.fp32_onnx, folder / FULL)
-    shutil.copyfile(contents.int8_onnx, folder / QUANTIZED)
+    for source, name in ((contents.fp32_onnx, FULL), (contents.int8_onnx, QUANTIZED)):
+        files = files_of(source)
+        for file, new in zip(files, pieces(folder / name) if len(files) == 2 else [folder / name], strict=True):
+            shutil.copyfile(file, new)
     if contents.ort:
-        arm = OnnxModel(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
-        write_ort(folder / QUANTIZED, folder / "onnx", arm=arm)
-    for name in ("config.json", *TOKENIZER_FILES):
+        arm = open_graph(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
+        for file in files_of(folder / QUANTIZED):
+            write_ort(file, folder / "onnx", arm=arm)
+    for name in ("config.json", WRITING, *TOKENIZER_FILES):
         source = contents.model_folder / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
@@ -132,7 +137,7 @@ def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]
 
 
 def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
-    sizes = {"fp32": (folder / FULL).stat().st_size, "int8": (folder / QUANTIZED).stat().st_size}
+    sizes = {"fp32": bytes_of(folder / FULL), "int8": bytes_of(folder / QUANTIZED)}
     return {
         "format": FORMAT,
         "name": contents.name,

@@ -20,6 +20,7 @@ class Card:
         shapes: What the graph returns, by the shape of each output.
         clients: Languages of `clients.CLIENTS` whose code is written out.
         code: Python that asks the bundle, None for the classifier's.
+        files: What the int8 graph is in.
     """
 
     pipeline: str
@@ -27,6 +28,7 @@ class Card:
     shapes: str
     clients: tuple[str, ...] = ("Python",)
     code: str | None = None
+    files: str = "`onnx/model_quantized.onnx`"
 
 
 _EACH = "answers with {count} labels: {labels}"
@@ -71,6 +73,13 @@ CARDS = {
         "(batch, length, tokens)",
         code='print(bundle("a text").next)\nprint(bundle("a text").perplexity)',
     ),
+    "seq2seq": Card(
+        "text2text-generation",
+        "writes a text for a text, token by token",
+        "(batch, written, tokens), the decoder's, with keys and values as transformers.js and optimum feed them",
+        code='print(bundle("a text").text)\nprint(bundle("a text", "what came of it").likelihood)',
+        files="`onnx/encoder_model_quantized.onnx` and `onnx/decoder_model_merged_quantized.onnx`",
+    ),
     "sentence-embedding": Card(
         "sentence-similarity",
         "gives a vector of length 1, the output `sentence_embedding`: the product of two is their similarity",
@@ -113,7 +122,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     text = f"""
 # {_plain(manifest["name"])}
 
-A distilled {manifest["task"]} model: `onnx/model_quantized.onnx`, int8, {megabytes:.1f} MB, for CPUs. It reads at most
+A distilled {manifest["task"]} model: {card.files}, int8, {megabytes:.1f} MB, for CPUs. It reads at most
 {manifest["max_length"]} tokens and {card.answer.format(count=len(labels), labels=shown)}.
 
 ## Measured

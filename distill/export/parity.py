@@ -166,5 +166,8 @@ def batches_of(rows: Batch, *, shapes: Sequence[tuple[int, int]] = SHAPES, paddi
             fill = padding if name == "input_ids" else 0
             batch[name] = np.where(kept, np.resize(values, (count, length)), fill).astype(np.int64)
         batch["attention_mask"] = kept.astype(np.int64)
+        if "decoder_input_ids" in rows:  # a decoder's own axis
+            shown = rows["decoder_input_ids"]
+            batch["decoder_input_ids"] = np.resize(shown, (count, shown.shape[1]))[:, : length // 2 + 1]
         batches.append(batch)
     return batches

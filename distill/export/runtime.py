@@ -3,7 +3,7 @@
     bundle = Bundle.load("runs/demo/bundle")
     bundle("a fine film").label
 
-Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors` and `heads`: the base install runs it.
+Imports numpy, onnxruntime, tokenizers and nothing of ours but `errors`, `heads` and `pieces`: the base install runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from distill.errors import BundleError
+from distill.export.pieces import files_of
 from distill.heads import HEADS, Asked, Text, Window
 from distill.heads.generation import Rules, beam, greedy
 
@@ -73,6 +74,14 @@ class OnnxModel:
         }
         self.by_token = frozenset(value.name for value in self.session.get_outputs() if "length" in value.shape[1:2])
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+
+    encodes = False
+    """It is an encoder with a decoder behind it."""
+
+    @property
+    def writes(self) -> bool:
+        """It returns keys and values, so that texts can be written with it."""
+        return bool(self.memory)
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Every output for a batch; of the batch, what the graph reads is used.
@@ -195,6 +204,20 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
             raise ValueError("a number has more than 64 bits")
 
 
+def open_graph(path: Path, *, threads: int = 1) -> Any:
+    """A graph in one file, an `OnnxModel`, or in two, an `EncoderDecoder`.
+
+    Raises:
+        BundleError: A file is missing, broken, or not alone.
+    """
+    files = files_of(path)
+    if len(files) == 1:
+        return OnnxModel(path, threads=threads)
+    from distill.export.writer import EncoderDecoder
+
+    return EncoderDecoder(*files, threads=threads)
+
+
 class Bundle:
     """A shipped bundle. `Bundle.load(folder)` opens one.
 
@@ -205,7 +228,7 @@ class Bundle:
         folder: Where it came from, for errors.
     """
 
-    def __init__(self, model: OnnxModel, tokenizer: Tokenizer, padding: Mapping[str, int], folder: Path) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, padding: Mapping[str, int], folder: Path) -> None:
         self.model, self.folder = model, folder
         try:
             self.task = model.metadata["distill.task"]
@@ -239,7 +262,10 @@ class Bundle:
         folder = Path(folder)
         if not folder.is_dir():
             raise BundleError("there is no such folder", where=str(folder), fix="Name the folder of a bundle.")
-        model = OnnxModel(inside(folder, file or QUANTIZED), threads=threads)
+        name = file or QUANTIZED
+        for part in files_of(folder / name):
+            inside(folder, str(Path(name).with_name(part.name)))
+        model = open_graph(folder / name, threads=threads)
         path = inside(folder, "tokenizer.json")
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -298,6 +324,9 @@ class Bundle:
     def ask(self, windows: Sequence[Window]) -> list[dict[str, Array]]:
         """What the graph says of each window, read in one batch; values of padding are left out."""
         rows = [{"input_ids": one.ids, "token_type_ids": one.types} for one in windows]
+        if self.model.encodes:
+            targets = [getattr(one, "target", None) for one in windows]
+            return [self._follow(row, target) if target else {} for row, target in zip(rows, targets, strict=True)]
         outputs = self.model.predict(self.pad(rows))
         return [
             {
@@ -307,13 +336,21 @@ class Bundle:
             for row, one in enumerate(windows)
         ]
 
+    def _follow(self, row: Mapping[str, Sequence[int]], target: Sequence[int]) -> dict[str, Array]:
+        """What a decoder says at each place of a target, shown what stands before it; and the target as `labels`."""
+        shown = np.array([[int(self.rules.get("start", 0)), *target[:-1]]], np.int64)
+        outputs = self.model.predict({**self.pad([row]), "decoder_input_ids": shown})
+        return {**{name: value[0] for name, value in outputs.items()}, "labels": np.array(target, np.int64)}
+
     def write(self, ids: Sequence[int], rules: Rules) -> list[int]:
-        """The ids that follow, token by token; of what does not fit into the model the end is read.
+        """The ids that follow, or that come of these, token by token; of a prompt that is too long the end is read.
 
         Args:
             ids: At least one.
             rules: What may be written, and whether by beams.
         """
+        if self.model.encodes:
+            return self.model.write(self.pad([{"input_ids": ids, "token_type_ids": [0] * len(ids)}]), rules)[0]
         longest = int(self.rules.get("context", self.max_length))
         rules = replace(rules, max_new_tokens=min(rules.max_new_tokens, longest - 1))
         last = list(ids)[: -1 if len(ids) > 1 and ids[-1] in rules.ends else None]  # the tokenizer's own end
@@ -323,7 +360,7 @@ class Bundle:
         return greedy(self.model.step, np.array([prompt], np.int64), rules)[0]
 
     def _writer(self, new_tokens: int | None) -> Callable[[Sequence[int]], list[int]] | None:
-        if not self.model.memory or new_tokens == 0:
+        if not self.model.writes or new_tokens == 0:
             return None
         rules = Rules.of(self.rules)
         return partial(self.write, rules=rules if new_tokens is None else replace(rules, max_new_tokens=new_tokens))

@@ -13,6 +13,7 @@ import numpy as np
 
 from distill.errors import BundleError, DistillError, VerificationError
 from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
+from distill.export.pieces import files_of
 from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_external_data
 from distill.files import sha256_file
 from distill.machine import describe_machine
@@ -88,9 +89,9 @@ def verify_bundle(folder: str | Path, *, tolerance: float = TOLERANCE) -> Verifi
     _check(verdict, "files", lambda: _files(folder, manifest))
     _check(verdict, "single files", lambda: _single_files(folder, manifest))
     for file in (QUANTIZED, FULL):
-        name = file.rsplit("/", 1)[1]
+        name = files_of(folder / file)[-1].name
         _check(verdict, f"{name} loads", lambda file=file: _labels(Bundle.load(folder, file=file), manifest))  # type: ignore[misc]
-    if verdict.checks["model_quantized.onnx loads"][0]:
+    if verdict.checks[f"{files_of(folder / QUANTIZED)[-1].name} loads"][0]:
         _check(verdict, "golden vectors", lambda: _golden(Bundle.load(folder), verdict.facts, tolerance))
     return verdict
 
@@ -145,7 +146,8 @@ def _problem(folder: Path, name: str, sha256: str) -> str:
 
 
 def _single_files(folder: Path, manifest: dict[str, Any]) -> str:
-    for name in sorted({QUANTIZED, FULL, *(name for name in manifest["files"] if name.endswith(".onnx"))}):
+    graphs = {part.relative_to(folder).as_posix() for file in (QUANTIZED, FULL) for part in files_of(folder / file)}
+    for name in sorted({*graphs, *(name for name in manifest["files"] if name.endswith(".onnx"))}):
         refuse_external_data(inside(folder, name))
     return "no ONNX file points outside itself"
 

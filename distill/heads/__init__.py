@@ -13,6 +13,7 @@ from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
 from distill.heads.states import Encoder, States
 from distill.heads.tagging import Entity, Tagger, Tagging
+from distill.heads.translation import Translation, Translator
 from distill.heads.value import Regressor, Value
 
 HEADS: dict[str, Head] = {
@@ -24,6 +25,7 @@ HEADS: dict[str, Head] = {
     "token-classification": Tagger(),
     "sentence-embedding": Embedder(),
     "causal-lm": Writer(),
+    "seq2seq": Translator(),
 }
 """By task."""
 
@@ -50,6 +52,8 @@ __all__ = [
     "Tagger",
     "Tagging",
     "Text",
+    "Translation",
+    "Translator",
     "Value",
     "Window",
     "Writer",

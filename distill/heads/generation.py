@@ -28,6 +28,7 @@ class Rules:
         ends: Ids that end a text.
         max_new_tokens: Tokens at most, the end included.
         min_new_tokens: No end before so many.
+        start: What a decoder behind an encoder is shown before it writes.
         first: The first token, whatever the model says.
         last: The token at the maximum, whatever the model says.
         never: Ids that are never written, such as the padding.
@@ -40,6 +41,7 @@ class Rules:
     ends: tuple[int, ...] = ()
     max_new_tokens: int = 64
     min_new_tokens: int = 0
+    start: int = 0
     first: int | None = None
     last: int | None = None
     never: tuple[int, ...] = ()

@@ -207,6 +207,7 @@ class Task(ABC):
         cached: The teacher's answers are written down once; else it runs beside the student.
         trims: The student may have fewer tokens than its teacher.
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
+        cut: The graph ships in two files, encoder and decoder.
         on_policy: The student may learn from texts that it writes itself.
     """
 
@@ -229,6 +230,7 @@ class Task(ABC):
     cached: ClassVar[bool] = True
     trims: ClassVar[bool] = True
     relative: ClassVar[bool] = False
+    cut: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
 
     @abstractmethod
@@ -293,6 +295,10 @@ class Task(ABC):
     def examine(self, predictor: Predictor, model: Any) -> Predictor:
         """As `judge`, for the numbers that are reported: what takes too long at every step is asked here alone."""
         return self.judge(predictor, model)
+
+    def golden(self, row: Mapping[str, Any]) -> Any:
+        """What a bundle is asked for a row of the data, to keep the answer as a proof."""
+        return (row["text"], row["text_pair"]) if "text_pair" in row else row["text"]
 
     def tokens(self, batch: Batch) -> Array:
         """(B,): how many values each row has of the outputs in `by_token`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from distill.tasks.base import (
     pack,
     pad_columns,
 )
+from distill.tasks.translation_graph import with_memory
 
 UNWRITTEN = -1
 """Fills the rows of `written` behind their ends."""
@@ -43,6 +45,8 @@ class Seq2Seq(Task):
     named: ClassVar[bool] = False
     cached: ClassVar[bool] = False
     trims: ClassVar[bool] = False
+    cut: ClassVar[bool] = True
+    relative: ClassVar[bool] = True
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids of the source, cut to `max_length`; `labels`, those of the target, cut likewise."""
@@ -92,7 +96,7 @@ class Seq2Seq(Task):
 
     def examine(self, predictor: Predictor, model: Any) -> Predictor:
         """The same, and what it writes by itself."""
-        return _Written(predictor, rules_of(model))
+        return _Written(predictor, getattr(predictor, "rules", None) or rules_of(model))
 
     def metrics(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
@@ -129,6 +133,18 @@ class Seq2Seq(Task):
             return (output.logits,)
 
         return GraphSpec(names, ("logits",), head, axes)
+
+    def exported(self, model: Any, inputs: Iterable[str]) -> GraphSpec:
+        """The same with what the decoder remembers: see `distill.tasks.translation_graph`."""
+        return with_memory(self.graph(inputs), model)
+
+    def rules(self, model: Any) -> dict[str, Any]:
+        """As the model's `generation_config` has it."""
+        return asdict(rules_of(model))
+
+    def golden(self, row: Mapping[str, Any]) -> Any:
+        """The source with its target."""
+        return row["text"], row["label"]
 
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Logits in fp32."""
@@ -206,6 +222,7 @@ def rules_of(model: Any) -> Rules:
     return Rules(
         ends=tuple(end for end in ends if end is not None),
         max_new_tokens=min(longest, positions - 1 if positions else longest),
+        start=int(getattr(model.config, "decoder_start_token_id", None) or 0),
         min_new_tokens=max((config.min_new_tokens or 0), (config.min_length or 0) - 1, 0),
         first=config.forced_bos_token_id,
         last=config.forced_eos_token_id,

@@ -351,4 +351,4 @@ def test_answering_loads_numpy_onnxruntime_and_tokenizers_alone(tiny_bundle: Pat
     assert {"numpy", "onnxruntime", "tokenizers"} <= set(packages.split())
     assert not set(packages.split()) & set(HEAVY)
     rest = [name for name in ours.split() if not name.startswith("distill.heads")]
-    assert rest == ["distill", "distill.errors", "distill.export", "distill.export.runtime"]
+    assert rest == ["distill", "distill.errors", "distill.export", "distill.export.pieces", "distill.export.runtime"]

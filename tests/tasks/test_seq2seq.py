@@ -1,12 +1,21 @@
 """Translators: measures by hand, targets beside sources, and one whole path from English to German."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from distill.export.runtime import Bundle
+from distill.export.verify import verify_bundle
 from distill.tasks import TASKS, Padding, concatenate, find_task
 
 TASK = TASKS["seq2seq"]
@@ -130,3 +139,71 @@ def test_bleu_is_that_of_sacrebleu():
 def test_architectures_of_this_task():
     assert find_task("auto", ["MarianMTModel"]) is TASK
     assert find_task("auto", ["T5ForConditionalGeneration"]) is TASK
+
+
+@pytest.fixture(scope="module")
+def finished(rows, start, run_example, rows_file):
+    files = {name: rows_file(pairs, name) for name, pairs in rows.items()}
+    return run_example(
+        "seq2seq",
+        *(f'data.{name}="{path}"' for name, path in files.items()),
+        f'teacher={{start="{start}", finetune={{epochs=4, learning_rate=3e-3}}}}',
+        "student.layers=2",
+        "student.decoder_layers=1",
+        "training={epochs=2, learning_rate=2e-3}",
+        "data.max_length=32",
+        "export.max_drop=2",
+    )
+
+
+@pytest.mark.slow
+def test_a_translator_goes_the_whole_way(finished):
+    _, result = finished
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    assert models["teacher"]["metrics"]["perplexity"] < 600  # by chance 1200
+    assert models["student"]["metrics"]["perplexity"] < 600
+    assert models["student-int8"]["retention"] > 0.9
+    for name in ("perplexity", "chrf"):
+        student, onnx = (models[role]["metrics"][name] for role in ("student", "student-onnx"))
+        assert onnx == pytest.approx(student, rel=1e-3)
+    assert verify_bundle(result.bundle).ok
+    files = {path.name for path in (result.bundle / "onnx").iterdir()}
+    assert files == {
+        *("encoder_model.onnx", "encoder_model_quantized.onnx"),
+        *("decoder_model_merged.onnx", "decoder_model_merged_quantized.onnx"),
+    }
+    assert models["student-int8"]["bytes"] == sum(
+        path.stat().st_size for path in (result.bundle / "onnx").glob("*_quantized.onnx")
+    )
+    bench = json.loads((result.folder / "results.json").read_text())["bench"]
+    assert {cell["step"] for cell in bench["cells"]} == {True, False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_bundle_writes_what_transformers_write(finished, rows, beams):
+    _, result = finished
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "student")
+    model = AutoModelForSeq2SeqLM.from_pretrained(result.folder / "student").eval()
+    bundle = Bundle.load(result.bundle, file="onnx/model.onnx")
+    bundle.rules["beams"] = beams
+    texts = [row["en"] for row in rows["validation"][:6]]
+    written = [
+        model.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, num_beams=beams)[0] for text in texts
+    ]
+    expected = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+    assert [one.text for one in bundle.predict(texts)] == expected
+
+
+@pytest.mark.slow
+def test_the_bundle_says_how_likely_a_target_is(finished, rows):
+    _, result = finished
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "student")
+    model = AutoModelForSeq2SeqLM.from_pretrained(result.folder / "student").eval()
+    row = rows["validation"][0]
+    tokens = tokenizer(row["en"], text_target=row["de"], return_tensors="pt")
+    with torch.no_grad():
+        loss = float(model(**tokens).loss)
+    said = Bundle.load(result.bundle, file="onnx/model.onnx")(row["en"], row["de"])
+    assert said.likelihood == pytest.approx(math.exp(-loss), rel=1e-3)
+    assert said.text == row["de"]

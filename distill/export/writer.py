@@ -1,0 +1,101 @@
+"""An encoder and a decoder in two ONNX files as one model that writes: NumPy and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.export.runtime import OnnxModel
+from distill.heads.generation import Past, Rules, Step, beam, greedy
+
+Array = np.ndarray
+
+
+class EncoderDecoder:
+    """Two files, cut by `distill.export.encoder_decoder`, that answer as the graph they were cut from.
+
+    Args:
+        encoder: The file that reads.
+        decoder: The file that writes; its metadata speaks for both.
+        threads: Threads of a call.
+
+    Raises:
+        BundleError: A file is missing, broken, or not alone.
+    """
+
+    def __init__(self, encoder: str | Path, decoder: str | Path, *, threads: int = 1) -> None:
+        self.encoder, self.decoder = OnnxModel(encoder, threads=threads), OnnxModel(decoder, threads=threads)
+        self.rules = Rules.of(json.loads(self.decoder.metadata.get("distill.rules", "{}")))
+        self.path, self.metadata = self.decoder.path, self.decoder.metadata
+        self.inputs, self.outputs = self.encoder.inputs, ("logits",)
+        self.by_token: frozenset[str] = frozenset()
+        own = {value.name: value for value in self.decoder.session.get_inputs()}
+        self._past = {name: value.shape for name, value in own.items() if name.startswith("past_key_values.")}
+        names = [name.replace("past_key_values", "present") for name in self._past]
+        self._first = dict(zip(names, self._past, strict=True))
+        self._next = {present: past for present, past in self._first.items() if ".decoder." in past}
+
+    encodes, writes = True, True
+    memory: Mapping[str, tuple[int, ...]] = {}
+    """None that a caller has to keep."""
+
+    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """`logits` (B, T, V) behind each of `decoder_input_ids` (B, T), for `input_ids`, `attention_mask` (B, L)."""
+        states, mask = self._read(batch)
+        logits, _ = self._step(batch["decoder_input_ids"], states, mask, None)
+        return {"logits": logits}
+
+    def write(self, batch: Mapping[str, Array], rules: Rules) -> list[list[int]]:
+        """By row of `input_ids`, `attention_mask` (B, L) the ids that the decoder writes, with the end.
+
+        Args:
+            batch: The sources.
+            rules: `start` is what the decoder is shown first.
+        """
+        states, mask = self._read(batch)
+        if rules.beams == 1:
+            prompts = np.full((len(states), 1), rules.start, np.int64)
+            return greedy(self._stepper(states, mask), prompts, rules)
+        found = []
+        for row in range(len(states)):
+            length = int(mask[row].sum())  # padding would be carried along by every beam
+            step = self._stepper(states[row : row + 1, :length], mask[row : row + 1, :length])
+            found.append(beam(step, [rules.start], rules)[0][0])
+        return found
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return int(next(value.shape[2] for value in self.decoder.session.get_outputs() if value.name == "logits"))
+
+    def stepper(self, batch: Mapping[str, Array]) -> Step:
+        """What writes behind the sources `input_ids`, `attention_mask` (B, L), token by token."""
+        return self._stepper(*self._read(batch))
+
+    def _read(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        return self.encoder.predict(batch)["last_hidden_state"], batch["attention_mask"]
+
+    def _stepper(self, states: Array, mask: Array) -> Step:
+        def step(ids: Array, past: Past | None) -> tuple[Array, Past]:
+            known = dict(past or {"mask": mask})
+            logits, new = self._step(ids, states, known.pop("mask"), known or None)
+            return logits[:, -1], new
+
+        return step
+
+    def _step(self, ids: Array, states: Array, mask: Array, past: Mapping[str, Array] | None) -> tuple[Array, Past]:
+        """Logits (B, T, V) of new tokens, and what the next ones need: keys and values, and the encoder's mask."""
+        feed: dict[str, Any] = {"input_ids": ids, "encoder_attention_mask": mask, "encoder_hidden_states": states}
+        if past is None:
+            past = {name: np.zeros((len(ids), shape[1], 0, shape[3]), np.float32) for name, shape in self._past.items()}
+            wanted, feed["use_cache_branch"] = self._first, np.array([False])
+        else:
+            wanted, feed["use_cache_branch"] = self._next, np.array([True])
+        feed |= past
+        named = {name: feed[name] for name in self.decoder.inputs}
+        logits, *kept = self.decoder.session.run(["logits", *wanted], named)
+        return logits, {**past, **dict(zip(wanted.values(), kept, strict=True)), "mask": mask}
