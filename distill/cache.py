@@ -57,7 +57,7 @@ class CachedTeacher:
     """A teacher whose answers were written down; to the trainer the same as a live one.
 
     Values are what the live teacher gave, except that all but the logits went through fp16 and that padding is zero.
-    Features come in fp32 on the batch's device.
+    Features come in fp32 on the batch's device, class numbers (`logits.ids` of `distill.top_k`) in int64.
 
     Args:
         folder: A complete cache.
@@ -111,9 +111,11 @@ class CachedTeacher:
         places = self._find(batch["example"].cpu().numpy(), mask)
         device = batch["attention_mask"].device
         return {
-            tap: torch.from_numpy(stack_examples([shard.example(tap, row) for shard, row in places], mask, kind, dtype))
-            .to(device)
-            .float()
+            tap: _widened(
+                torch.from_numpy(
+                    stack_examples([shard.example(tap, row) for shard, row in places], mask, kind, dtype)
+                ).to(device)
+            )
             for tap, dtype in self._dtypes.items()
             for kind in (self._shards[0].kinds[tap],)
         }
@@ -141,6 +143,10 @@ class CachedTeacher:
                     fix="Label and train with the same tokenizer and data.max_length.",
                 )
         return places
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.float() if values.is_floating_point() else values.long()
 
 
 def build_cache(

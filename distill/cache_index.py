@@ -36,6 +36,7 @@ class CacheKey:
         taps: Names of the features, sorted.
         dtype: What the teacher computes in: `fp32` or `bf16`.
         texts: `encoded_hash` of the rows, or another hash of the texts in order.
+        top_k: Classes of the logits that are kept; 0 for all.
     """
 
     weights: str
@@ -44,6 +45,7 @@ class CacheKey:
     taps: tuple[str, ...]
     dtype: str
     texts: str
+    top_k: int = 0
 
     @property
     def digest(self) -> str:
@@ -52,10 +54,16 @@ class CacheKey:
 
 
 def cache_key(
-    weights_hash: str, tokenizer_hash: str, max_length: int, taps: Iterable[str], dtype: str, texts_hash: str
+    weights_hash: str,
+    tokenizer_hash: str,
+    max_length: int,
+    taps: Iterable[str],
+    dtype: str,
+    texts_hash: str,
+    top_k: int = 0,
 ) -> CacheKey:
     """A `CacheKey`, its taps in order."""
-    return CacheKey(weights_hash, tokenizer_hash, max_length, tuple(sorted(taps)), dtype, texts_hash)
+    return CacheKey(weights_hash, tokenizer_hash, max_length, tuple(sorted(taps)), dtype, texts_hash, top_k)
 
 
 def encoded_hash(encoded: Rows) -> str:

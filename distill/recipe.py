@@ -121,6 +121,16 @@ class DataRecipe(_Section):
     augment: AugmentRecipe = Field(default_factory=AugmentRecipe, description="More text for a small set.")
 
 
+class CacheRecipe(_Section):
+    """What is written down of the teacher's answers."""
+
+    top_k: int = Field(
+        0,
+        ge=0,
+        description="Classes or tokens whose logits are kept, the likeliest; all others count as one. 0 keeps all.",
+    )
+
+
 class ScheduleRecipe(_Section):
     """A weight or a temperature that changes over training."""
 
@@ -247,6 +257,7 @@ class Recipe(_Section):
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     student: StudentRecipe = Field(default_factory=StudentRecipe)
     data: DataRecipe = Field(default_factory=DataRecipe)
+    cache: CacheRecipe = Field(default_factory=CacheRecipe)
     objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
     training: TrainingRecipe = Field(default_factory=TrainingRecipe)
     export: ExportRecipe = Field(default_factory=ExportRecipe)

@@ -24,6 +24,7 @@ from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
 from distill.objectives import Objective, build_objective
+from distill.objectives.objective import check_top_k
 from distill.objectives.presets import resolve_terms
 from distill.progress import Progress
 from distill.recipe import Recipe
@@ -43,6 +44,7 @@ from distill.teacher import (
     rename_labels,
     use_bf16,
 )
+from distill.top_k import TopKTeacher
 from distill.training import tensor_collate
 from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
 
@@ -354,6 +356,7 @@ class Run:
             "taps": sorted(objective.teacher_taps),
             "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
             "texts_hash": encoded_hash(self.transfer),
+            "top_k": self.recipe.cache.top_k,
         }
 
     def text_of(self, example: int) -> str:
@@ -386,8 +389,12 @@ class Run:
             live = EnsembleTeacher([live, *further], self.shares)
         if not self.task.cached or self.recipe.objective.on_policy.share:
             return live
+        teacher: LiveTeacher | EnsembleTeacher | TopKTeacher = live
+        if self.recipe.cache.top_k:
+            check_top_k(objective.plans)
+            teacher = TopKTeacher(live, self.recipe.cache.top_k)
         return build_cache(
-            live,
+            teacher,
             self.transfer,
             tensor_collate(self.task, self.teacher.padding),
             self.work / "cache",

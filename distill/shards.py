@@ -5,6 +5,7 @@ Padding is never stored. A feature is one of three kinds:
     token   one vector a token, (tokens, H), examples end to end: hidden states, queries, logits of a tagger
     square  one matrix an example and head, flat, heads * sum of squared lengths: attention scores
 Logits are fp32. The rest is fp16: 11 bits of precision, at most 65,504; a shard with a larger value holds fp32.
+Numbers of classes (`logits.ids`) are integers of two bytes where those do, else of four.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ Array = np.ndarray
 LARGEST = 65504.0
 """The largest finite fp16 number."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U16": np.dtype("<u2"),
+}
 _LENGTHS = "lengths"
 _HEADER_LIMIT = 1 << 24
 
@@ -75,7 +82,8 @@ def pack_batch(tap: str, value: Tensor, mask: Tensor) -> tuple[str, list[Array]]
         The kind, and one array an example as `Shard.example` gives it back.
     """
     if value.ndim <= 2:
-        return "row", list(value.reshape(len(value), -1).float().cpu().numpy())
+        flat = value.reshape(len(value), -1)
+        return "row", list((flat.float() if flat.is_floating_point() else _short(flat)).cpu().numpy())
     if value.ndim == 3:
         packed = _narrow(tap, value[mask])  # (tokens of the batch, H)
         ends = mask.sum(1).cumsum(0).tolist()
@@ -86,7 +94,14 @@ def pack_batch(tap: str, value: Tensor, mask: Tensor) -> tuple[str, list[Array]]
     return "square", np.split(packed, sizes[:-1])
 
 
+def _short(numbers: Tensor) -> Tensor:
+    """Class numbers in as few bytes as hold them."""
+    return numbers.to(torch.uint16 if numbers.numel() == 0 or int(numbers.max()) < 1 << 16 else torch.int32)
+
+
 def _narrow(tap: str, values: Tensor) -> Array:
+    if not values.is_floating_point():
+        return _short(values).cpu().numpy()
     fits = tap != "logits" and (values.numel() == 0 or float(values.abs().max()) <= LARGEST)
     return values.to(torch.float16 if fits else torch.float32).cpu().numpy()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.encoders import Architecture
+from distill.errors import ObjectiveError
 from distill.features import Features
 from distill.objectives.base import Loss, SumCount, Unit, count_units
 from distill.objectives.layer_map import EarthMover, LayerMap, layer_text
@@ -20,6 +21,10 @@ from distill.objectives.projection import Projections
 from distill.objectives.relational import pool
 from distill.objectives.schedule import dynamic_temperature
 from distill.recipe import TermRecipe
+from distill.top_k import TOP, reduce_both
+
+ON_DISTRIBUTIONS = ("soft_labels", "jsd", "reverse_kl", "total_variation")
+"""Losses that compare two distributions whatever their classes are: they can read the likeliest classes alone."""
 
 _BATCH_NAMES = {"mask": "attention_mask"}
 """What a loss calls a column of the batch, where that differs."""
@@ -77,7 +82,7 @@ class Objective(nn.Module):
 
         Args:
             student: At least `student_taps`.
-            teacher: At least `teacher_taps`.
+            teacher: At least `teacher_taps`; `logits.ids` and `logits.top` of `distill.top_k` may stand for `logits`.
             batch: `attention_mask` (B, L), `scored`, `labels` as the terms read them.
             progress: Share of training done, in [0, 1].
         """
@@ -94,7 +99,11 @@ class Objective(nn.Module):
         call = _bind(plan, batch, progress)
         feature = plan.loss.feature
         if not plan.layers:
-            return _on_logits(plan, call, student["logits"], teacher.get("logits"), batch, progress)
+            mine, theirs = student["logits"], teacher.get("logits")
+            if feature and TOP in teacher:
+                check_top_k([plan])
+                mine, theirs = reduce_both(mine, teacher, batch["scored"])
+            return _on_logits(plan, call, mine, theirs, batch, progress)
         pairs = [
             (self._projected(plan, student[f"{feature}.{mine}"], mine), teacher[f"{feature}.{theirs}"])
             for mine, theirs in plan.layers
@@ -150,6 +159,27 @@ class Objective(nn.Module):
             }
             for plan in self.plans
         ]
+
+
+def check_top_k(plans: Iterable[Plan]) -> None:
+    """Refuses terms that need all logits where only the likeliest classes are kept.
+
+    Raises:
+        ObjectiveError: Naming the terms.
+    """
+    needs_all = {"shift": False, "standardise": False, "convention": "distill"}
+    wrong = [
+        plan.name
+        for plan in plans
+        if plan.loss.feature == "logits"
+        and (plan.loss.name not in ON_DISTRIBUTIONS or any(plan.options.get(k, v) != v for k, v in needs_all.items()))
+    ]
+    if wrong:
+        raise ObjectiveError(
+            f"{', '.join(wrong)} needs all logits, and only the likeliest classes are kept",
+            where="objective",
+            fix=f"Set cache.top_k = 0, or take plain {', '.join(ON_DISTRIBUTIONS)}.",
+        )
 
 
 def build_objective(
