@@ -169,7 +169,7 @@ def build_cache(
 
     Args:
         teacher: Runs on the device its model is on.
-        encoded: Rows with `input_ids` and `example`; examples are numbered without gaps.
+        encoded: Rows with `length`, `example` and what the model reads; examples are numbered without gaps.
         collate: Rows to a batch of tensors.
         folder: The cache's own.
         key: From `cache_key`, or any string that stands for everything the answers depend on.
@@ -214,7 +214,7 @@ def _begin(
         return index
     for path in [folder / INDEX, *folder.glob("shard-*.safetensors*")]:
         path.unlink(missing_ok=True)
-    lengths = [len(encoded[row]["input_ids"]) for row in range(len(encoded))]
+    lengths = [int(encoded[row]["length"]) for row in range(len(encoded))]
     starts = cut_shards(lengths, plan["shard_examples"], plan["shard_tokens"])
     index = {
         "format": FORMAT,
@@ -297,7 +297,7 @@ def _label(
 ) -> bytes:
     """One shard. Its batches are sorted by length, and depend on nothing but the shard."""
     rows = [encoded[row] for row in span]
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [int(row["length"]) for row in rows]
     order = np.argsort(lengths, kind="stable").tolist()
     kinds: dict[str, str] = {}
     values: dict[str, list[Any]] = {tap: [None] * len(rows) for tap in sorted(teacher.taps)}
@@ -317,7 +317,7 @@ def _label(
 
 
 def _refuse(tap: str, row: int, values: Mapping[str, Any], text_of: Callable[[int], str] | None) -> None:
-    text = repr(text_of(row))[:80] if text_of else f"token ids {list(map(int, values['input_ids'][:8]))}"
+    text = repr(text_of(row))[:80] if text_of else f"token ids {list(map(int, values.get('input_ids', ())[:8]))}"
     raise TeacherError(
         f"its {tap} are not finite (NaN or infinite) for row {row + 1} of the transfer set, {text}",
         where="teacher",

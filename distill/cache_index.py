@@ -18,7 +18,7 @@ INDEX = "index.json"
 
 
 class Rows(Protocol):
-    """Encoded rows: `input_ids`, `example` and what else the task has, by number."""
+    """Encoded rows: `length` in tokens, `example` and what else the task has, by number."""
 
     def __len__(self) -> int: ...
 
@@ -67,7 +67,7 @@ def cache_key(
 
 
 def encoded_hash(encoded: Rows) -> str:
-    """sha256 over the token ids and segments of every row, in order."""
+    """sha256 over the token ids, segments and pixels of every row, in order."""
     digest = sha256()
     for row in range(len(encoded)):
         values = encoded[row]
@@ -75,6 +75,9 @@ def encoded_hash(encoded: Rows) -> str:
             if name in values:
                 ids = np.asarray(values[name], "<i8")
                 digest.update(f"{name}{len(ids)}:".encode() + ids.tobytes())
+        if "pixel_values" in values:
+            pixels = np.ascontiguousarray(values["pixel_values"])
+            digest.update(f"pixels{pixels.shape}{pixels.dtype.str}:".encode() + pixels.tobytes())
     return digest.hexdigest()
 
 

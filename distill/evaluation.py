@@ -45,7 +45,7 @@ class TorchPredictor:
         parameter = next(self._model.parameters())
         inputs = {
             name: torch.from_numpy(np.ascontiguousarray(batch[name])).to(parameter.device)
-            for name in ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+            for name in self._task.feeds
             if name in batch
         }
         training = self._model.training

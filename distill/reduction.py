@@ -113,7 +113,7 @@ def carry_over(
         fit.head()
         stage.advance()
     names = tuple(name for name, _ in model.named_parameters())
-    said = f"every part fitted to the teacher on {sum(len(b['input_ids']) for b in batches)} texts"
+    said = f"every part fitted to the teacher on {sum(len(b['attention_mask']) for b in batches)} texts"
     return replace(student, model=model.train(), inherited=names, fresh=(), remarks=(said,))
 
 

@@ -116,14 +116,11 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
 def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tuple[Pass, ...]) -> dict[str, Any]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
-    inputs = ["input_ids", "attention_mask"]
-    if "token_type_ids" in encoded.ragged and encoded.ragged["token_type_ids"].any():  # else they are folded in as 0
-        inputs.append("token_type_ids")
     with run.progress.stage(f"ONNX {step}"):
         shipped = run.task.shipped(checkpoint.model)
         export_graph(
             shipped,
-            run.task.exported(shipped, inputs),
+            run.task.exported(shipped, run.task.inputs_of(encoded)),
             path,
             metadata=_metadata(run, checkpoint),
             passes=passes,
@@ -217,6 +214,8 @@ def sample_batches(task: Task, encoded: Encoded, padding: Padding) -> list[Batch
     order = np.argsort(encoded.lengths, kind="stable")
     picks = [order[:1], order[-1:], order[len(order) // 2 :][:3], order[:: max(1, len(order) // 8)][:8], order[-4:]]
     batches = [task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
+    if not task.stretches:
+        return batches
     shapes = [shape for shape in SHAPES if shape[1] <= encoded.lengths.max()]
     return batches + batches_of(batches[3], shapes=shapes, padding=padding.values.get("input_ids", 0))
 

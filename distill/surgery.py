@@ -179,7 +179,7 @@ def rank_units(
                 head_sum[number] += effect.reshape(*effect.shape[:2], heads, -1).sum(dim=(1, 3)).abs().sum(0)
             for number, effect in enumerate(effects[len(layers) :]):
                 neuron_sum[number] += effect.sum(dim=1).abs().sum(0)
-            examples += len(batch["input_ids"])
+            examples += len(batch["attention_mask"])
             stage.advance()
     _check_some(examples)
     return Importance(head_sum / examples, neuron_sum / examples)

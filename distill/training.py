@@ -63,7 +63,7 @@ class DistillationModule(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of each term, in fp32 whatever autocast the student runs under."""
         features = self._tapped(batch)
-        with torch.autocast(batch["input_ids"].device.type, enabled=False):
+        with torch.autocast(batch["attention_mask"].device.type, enabled=False):
             return self.objective({name: value.float() for name, value in features.items()}, teacher, batch, progress)
 
 

@@ -76,7 +76,10 @@ def sentences(shared_data, minilm_folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder)
     with (shared_data / "sst2/dev.csv").open() as file:
         texts = [row["text"] for row in csv.DictReader(file)][:60]
-    encoded = [{"input_ids": ids, "example": 100 + n} for n, ids in enumerate(tokenizer(texts)["input_ids"])]
+    encoded = [
+        {"input_ids": ids, "length": len(ids), "example": 100 + n}
+        for n, ids in enumerate(tokenizer(texts)["input_ids"])
+    ]
     return texts, encoded
 
 
@@ -246,7 +249,7 @@ build_cache(Slow(float(sys.argv[3])), rows, collate, sys.argv[1], key="k", shard
 
 WORKER = """
 import torch
-rows = [{"input_ids": list(range(1, 3 + n % 7)), "example": n} for n in range(64)]
+rows = [{"input_ids": list(range(1, 3 + n % 7)), "length": 2 + n % 7, "example": n} for n in range(64)]
 def collate(rows):
     longest = max(len(row["input_ids"]) for row in rows)
     ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows])

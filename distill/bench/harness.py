@@ -75,7 +75,7 @@ def bench(
             with ExitStack() as stack:
                 workers = [stack.enter_context(Worker(target, count)) for target in named]
                 measured = _Measured(workers, list(texts), stage)
-                for shape in wanted:
+                for shape in measured.shapes(wanted):
                     cells += measured.cells(shape, warmup, runs, seconds)
                     if measured.writes and shape.length != TEXT:
                         cells += measured.cells(replace(shape, step=True), warmup, runs, seconds)
@@ -105,6 +105,13 @@ class _Measured:
         self._ids = min(worker.loaded["vocabulary"] for worker in workers)  # so that all can be asked the same
         doing = "cannot be measured on texts"
         self._tokens = [worker.ask({"texts": texts}, doing=doing)["tokens"] if texts else None for worker in workers]
+
+    def shapes(self, wanted: list[Shape]) -> list[Shape]:
+        """Those asked for; of graphs that read images alone, all lengths are the one they have."""
+        fixed = [int(worker.loaded["fixed"]) for worker in self._workers]
+        if not all(fixed):
+            return wanted
+        return list(dict.fromkeys(replace(shape, length=max(fixed)) for shape in wanted))
 
     def cells(self, shape: Shape, warmup: int, runs: int, seconds: float | None) -> list[Cell]:
         """One cell a model."""

@@ -2,13 +2,14 @@
 
 Started once a model, so that load time and memory are that model's alone:
 
-    (it has loaded)                        ->  {"load_ns": ..., "idle_bytes": ..., "vocabulary": 30522, "writes": false}
+    (it has loaded)   ->  {"load_ns": ..., "idle_bytes": ..., "vocabulary": 30522, "writes": false, "fixed": 0}
     {"batch": 1, "length": 16, "ids": 999, "calls": 20}  ->  {"ns": [...]}       ids drawn below 999
     {"texts": ["a text", ...]}                           ->  {"tokens": 17.3}    mean tokens of a text
     {"batch": 1, "length": 0, "ids": 999, "calls": 20}   ->  {"ns": [...]}       those texts in turn
     {"batch": 1, "length": 16, "ids": 999, "calls": 20, "step": true}  ->  {"ns": [...]}  one token behind 16 others
     {"memory": true}                                     ->  {"peak_bytes": 41234432}
 
+`fixed` is the number of tokens of a graph that reads images: it is asked at that length alone.
 What goes wrong is answered as {"error": "what", "fix": "what to do"}. The process ends when its input does.
 """
 
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +34,8 @@ Array = np.ndarray
 SEED = 0
 MOST_IDS = 2**18
 """Where the search for the size of a vocabulary ends."""
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_values")
+PIXELS = INPUTS[-1]
 DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 
 
@@ -40,7 +43,10 @@ class Model(Protocol):
     """A loaded model."""
 
     def __call__(self, batch: Mapping[str, Array]) -> Any:
-        """Answers one batch: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, (B, L) int64 each."""
+        """Answers one batch: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, (B, L) int64 each.
+
+        A model that reads images is given as many random ones.
+        """
 
     def count_ids(self) -> int:
         """How many token ids it knows."""
@@ -48,6 +54,10 @@ class Model(Protocol):
     @property
     def writes(self) -> bool:
         """It takes keys and values of the tokens before."""
+
+    @property
+    def fixed(self) -> int:
+        """Tokens of an image, where it reads nothing else; else 0."""
 
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
         """A call that reads one token, with the batch before it."""
@@ -67,7 +77,8 @@ def _answers(path: Path, threads: int) -> Iterator[dict[str, Any]]:
         idle, start = resident_bytes(), time.perf_counter_ns()
         model = load()
         taken = time.perf_counter_ns() - start
-        yield {"load_ns": taken, "idle_bytes": idle, "vocabulary": model.count_ids(), "writes": model.writes}
+        facts = {"vocabulary": model.count_ids(), "writes": model.writes, "fixed": model.fixed}
+        yield {"load_ns": taken, "idle_bytes": idle, **facts}
     except Exception as error:  # told to the driver, which raises it as one line
         yield _told(error)
         return
@@ -112,6 +123,12 @@ def random_batch(rows: int, length: int, ids: int) -> dict[str, Array]:
     return _whole(values, np.ones_like(values))
 
 
+@cache
+def random_images(rows: int, shape: tuple[int, ...]) -> Array:
+    """(rows, *shape) fp32, the same ones each time."""
+    return np.random.default_rng(SEED).standard_normal((rows, *shape), np.float32)
+
+
 def _whole(ids: Array, mask: Array) -> dict[str, Array]:
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
     return {
@@ -136,11 +153,12 @@ class _Onnx:
         given = [value for value in self._session.get_inputs() if value.name not in self._model.memory]
         self._inputs = [(value.name, DTYPES.get(value.type), value.shape) for value in given]
         for name, dtype, shape in self._inputs:
-            if name not in INPUTS or dtype is None or len(shape) != 2:
+            if name not in INPUTS or dtype is None or len(shape) != (4 if name == PIXELS else 2):
                 raise BundleError(
                     f"its input {name!r} is none that bench can fill",
-                    fix="Give a graph that reads input_ids, attention_mask, token_type_ids or position_ids.",
+                    fix=f"Give a graph that reads {', '.join(INPUTS[:-1])} or {PIXELS}.",
                 )
+        self._images = {name: tuple(shape[1:]) for name, _, shape in self._inputs if name == PIXELS}
 
     def __call__(self, batch: Mapping[str, Array]) -> Any:
         return self._session.run(None, self._feed(batch))
@@ -148,11 +166,16 @@ class _Onnx:
     def _feed(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         rows = len(batch["input_ids"])
         empty = {name: np.zeros((rows, *shape), np.float32) for name, shape in self._model.memory.items()}
-        return {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs} | empty
+        images = {name: random_images(rows, shape) for name, shape in self._images.items()}
+        return {name: _as(batch[name], dtype) for name, dtype, _ in self._inputs if name in batch} | empty | images
 
     @property
     def writes(self) -> bool:
         return bool(self._model.memory)
+
+    @property
+    def fixed(self) -> int:
+        return int(self._model.metadata.get("distill.max_length", 1)) if len(self._images) == len(self._inputs) else 0
 
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
         ids = batch["input_ids"]
@@ -161,6 +184,8 @@ class _Onnx:
 
     def count_ids(self) -> int:
         """Found by asking, about thirty times: ONNX Runtime refuses a row that the embedding has not."""
+        if self.fixed:
+            return MOST_IDS
         high = 1
         while high < MOST_IDS and self._knows(high):
             high *= 2
@@ -173,7 +198,7 @@ class _Onnx:
     def _knows(self, identity: int) -> bool:
         import onnxruntime
 
-        fixed = self._inputs[0][2]
+        fixed = next(shape for name, _, shape in self._inputs if name != PIXELS)
         rows, length = (size if isinstance(size, int) else least for size, least in zip(fixed, (1, 2), strict=True))
         batch = _whole(np.full((rows, length), identity, np.int64), np.ones((rows, length), np.int64))
         quiet = onnxruntime.RunOptions()
@@ -236,10 +261,14 @@ class _Torch:
         ).eval()
         taken = inspect.signature(self._model.forward).parameters
         self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken]
+        self._image = image_shape(self._model.config) if PIXELS in taken else ()
 
     def __call__(self, batch: Mapping[str, Array]) -> Any:
         with self._torch.inference_mode():
-            return self._model(**{name: self._torch.from_numpy(batch[name]) for name in self._inputs})[0].numpy()
+            given = {name: batch[name] for name in self._inputs}
+            if self._image:
+                given[PIXELS] = random_images(len(batch["input_ids"]), self._image)
+            return self._model(**{name: self._torch.from_numpy(value) for name, value in given.items()})[0].numpy()
 
     @property
     def writes(self) -> bool:
@@ -248,8 +277,22 @@ class _Torch:
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
         raise BundleError("a checkpoint is measured on whole texts", fix="Give its ONNX file.")
 
+    @property
+    def fixed(self) -> int:
+        if self._inputs or not self._image:
+            return 0
+        side = int(self._model.config.patch_size)
+        return (self._image[1] // side) * (self._image[2] // side) + 1
+
     def count_ids(self) -> int:
-        return int(self._model.get_input_embeddings().weight.shape[0])
+        return MOST_IDS if self.fixed else int(self._model.get_input_embeddings().weight.shape[0])
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a model reads, by its config."""
+    own = getattr(config, "vision_config", config)
+    size = own.image_size if isinstance(own.image_size, (list, tuple)) else (own.image_size,) * 2
+    return int(own.num_channels), int(size[0]), int(size[1])
 
 
 def prepare_torch(path: Path, threads: int) -> Callable[[], Model]:

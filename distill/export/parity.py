@@ -24,7 +24,7 @@ class Predictor(Protocol):
     """Whatever answers a batch."""
 
     def predict(self, batch: Batch) -> dict[str, Array]:
-        """Named outputs for `input_ids`, `attention_mask` and, where used, `token_type_ids`: (B, L) int64 each."""
+        """Named outputs for a batch; of its columns, those that the model reads are used."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def check_parity(
         max_abs_diff=_largest(worst, raw),
         max_probability_diff=max(_difference(pair, "probabilities") for pair in pairs),
         agreement=float(np.concatenate([answers.reshape(-1) for answers in same]).mean()),
-        rows=sum(len(batch["input_ids"]) for batch, _, _ in pairs),
-        batches=tuple((len(batch["input_ids"]), batch["input_ids"].shape[1]) for batch, _, _ in pairs),
+        rows=sum(shape_of(batch)[0] for batch, _, _ in pairs),
+        batches=tuple(shape_of(batch) for batch, _, _ in pairs),
         metric=metric([got for _, _, got in pairs]) if metric is not None else None,
     )
     if not report.max_abs_diff <= tolerance:  # also where it is not a number
-        rows, length = worst[0]["input_ids"].shape
+        rows, length = shape_of(worst[0])
         raise VerificationError(
             f"{' and '.join(raw)} differ by {report.max_abs_diff:.3g} on a batch of {rows} rows of {length} tokens, "
             f"which is more than {tolerance:g}",
@@ -116,7 +116,7 @@ def check_parity(
 
 def _same_form(expected: Mapping[str, Array], got: Mapping[str, Array], batch: Batch, step: str) -> None:
     """Every output that the reference has, of the same shape, and finite."""
-    shape = tuple(batch["input_ids"].shape)
+    shape = shape_of(batch)
     for name, wanted in expected.items():
         if name not in got:
             raise VerificationError(
@@ -134,6 +134,12 @@ def _same_form(expected: Mapping[str, Array], got: Mapping[str, Array], batch: B
                 where=step,
                 fix="Look for NaN in the weights, or for a row without any token.",
             )
+
+
+def shape_of(batch: Batch) -> tuple[int, int]:
+    """(rows, tokens of the longest)."""
+    rows, length = batch["attention_mask"].shape
+    return int(rows), int(length)
 
 
 def _largest(pair: tuple[Batch, Mapping[str, Array], Mapping[str, Array]], names: Sequence[str]) -> float:

@@ -116,6 +116,8 @@ class OnnxModel:
 
     def _feed(self, batch: Mapping[str, Array], past: Mapping[str, Array], before: int) -> dict[str, Array]:
         """What the graph reads of a batch with so many tokens before it; no past is an empty one."""
+        if "input_ids" not in batch:
+            return {name: batch[name] for name in self.inputs}
         rows, length = batch["input_ids"].shape
         known: dict[str, Array] = {
             "position_ids": np.tile(np.arange(before, before + length, dtype=np.int64), (rows, 1)),

@@ -14,7 +14,8 @@ import numpy as np
 
 Array = np.ndarray
 Batch = dict[str, Array]
-"""input_ids, attention_mask, [token_type_ids] (B, L) int64; labels; scored bool; example (B,) int64."""
+"""What the model reads, such as input_ids (B, L) int64; attention_mask (B, L) int64, 1 where there is a token, be it of
+text or a patch of an image; labels; scored bool; example (B,) int64."""
 
 NO_LABEL = -100
 SOURCE = "source"
@@ -86,7 +87,7 @@ class Encoded:
         begin, end = self.offsets[row], self.offsets[row + 1]
         values: dict[str, Any] = {name: column[begin:end] for name, column in self.ragged.items()}
         values.update({name: column[row] for name, column in self.flat.items()})
-        values["example"] = self.first + row
+        values["example"], values["length"] = self.first + row, int(end - begin)
         return values
 
     @property
@@ -179,7 +180,7 @@ class Predictor(Protocol):
     """A model of any kind: NumPy batch in, named NumPy outputs out."""
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs for `input_ids`, `attention_mask` and, where used, `token_type_ids`: (B, L) int64 each."""
+        """Outputs for a batch; of its columns, those that the model reads are used."""
 
 
 class Task(ABC):
@@ -209,6 +210,8 @@ class Task(ABC):
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
         cut: The graph ships in two files, encoder and decoder.
         on_policy: The student may learn from texts that it writes itself.
+        feeds: Columns of a batch that its models may be given.
+        stretches: Rows may be cut and joined to any length; else every one has as many tokens as an image has patches.
     """
 
     name: ClassVar[str]
@@ -232,6 +235,8 @@ class Task(ABC):
     relative: ClassVar[bool] = False
     cut: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
+    feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+    stretches: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
@@ -261,6 +266,11 @@ class Task(ABC):
     @abstractmethod
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
         """What the exported graph looks like for a tokenizer that gives `inputs`."""
+
+    def inputs_of(self, encoded: Encoded) -> list[str]:
+        """What the graph for these rows is fed: token types where there are others than 0, else they are folded in."""
+        typed = "token_type_ids" in encoded.ragged and bool(encoded.ragged["token_type_ids"].any())
+        return ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
 
     def exported(self, model: Any, inputs: Iterable[str]) -> GraphSpec:
         """`graph`, with what only this model tells, such as how many layers remember."""
