@@ -57,7 +57,7 @@ class Model(Protocol):
 
     @property
     def fixed(self) -> int:
-        """Tokens of an image, where it reads nothing else; else 0."""
+        """Tokens of an image, where it reads nothing but images; else 0."""
 
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
         """A call that reads one token, with the batch before it."""
@@ -225,6 +225,7 @@ class _EncoderDecoder:
     """Two sessions: a call reads a text and writes its first token."""
 
     writes = True
+    fixed = 0
 
     def __init__(self, path: Path, threads: int) -> None:
         from distill.export.runtime import open_graph
