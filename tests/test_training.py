@@ -10,10 +10,11 @@ from distill.features import describe
 from distill.files import write_json
 from distill.objectives import build_objective
 from distill.recipe import TermRecipe
+from distill.rhythm import COMPLETE, latest_checkpoint
 from distill.tasks import TASKS, Padding
 from distill.tasks.base import pack
 from distill.teacher import LiveTeacher
-from distill.training import COMPLETE, DistillationModule, DistillationTrainer, latest_checkpoint, tensor_collate
+from distill.training import DistillationModule, DistillationTrainer, tensor_collate
 
 TASK = TASKS["text-classification"]
 TERMS = [
