@@ -51,9 +51,8 @@ class TorchPredictor:
         training = self._model.training
         self._model.eval()
         with torch.inference_mode(), torch.autocast(parameter.device.type, torch.bfloat16, enabled=self._bf16):
-            output = self._model(**inputs)
+            found = self._task.ask(self._model, inputs)
         self._model.train(training)
-        found = self._task.read(output)
         values = {name: value.float().cpu().numpy() for name, value in found.items()}
         return self._task.postprocess({**values, "attention_mask": batch["attention_mask"]})
 

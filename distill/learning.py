@@ -14,7 +14,7 @@ from distill import processes
 from distill.cache import CachedTeacher
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
-from distill.files import replace_folder, write_json
+from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms, translate
 from distill.on_policy import OnPolicy
@@ -101,6 +101,7 @@ def train(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         student = run.new_student()
         checkpoint = run.checkpoint_of(student)
+        run.task.keep(checkpoint.model, run.teacher.model, objective)
         run.progress.table(f"Student {run.recipe.student.card}", list(TABLE_COLUMNS), student.rows())
         for remark in student.remarks:
             run.progress.say(remark)
@@ -175,10 +176,7 @@ def _fit(
         return evaluate(predictor, validation, task, padding, batch_size=64).metrics
 
     def save(folder: Path) -> None:
-        checkpoint.save(folder)
-        for name, value in task.files(checkpoint.model.config, run.recipe.data.max_length).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_json(folder / name, value)
+        checkpoint.save(folder, task, run.recipe.data.max_length)
 
     curve = fit(
         checkpoint.model,

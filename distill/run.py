@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,11 @@ from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
 from distill.objectives import Objective, build_objective
+from distill.objectives.losses import LOSSES
 from distill.objectives.objective import check_top_k
 from distill.objectives.presets import resolve_terms
 from distill.progress import Progress
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TermRecipe
 from distill.start import start_student
 from distill.student import Student
 from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
@@ -317,6 +318,7 @@ class Run:
             same_tokens=same_tokens,
             losses=self.task.losses,
         )
+        terms = _with_options(terms, self.task.options(self.teacher.model))
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
         by_row = set() if self.task.by_token else {"logits"}
@@ -457,6 +459,16 @@ def check_problem(checkpoint: Checkpoint, task: Task) -> None:
         )
     if task.problem is not None:
         config.problem_type = task.problem
+    if reason := task.teaches(checkpoint.model):
+        raise TeacherError(reason, where=checkpoint.source, fix="Give a teacher without it.")
+
+
+def _with_options(terms: Sequence[TermRecipe], options: Mapping[str, Any]) -> list[TermRecipe]:
+    """The terms with a task's options for the losses that have them, where they are not told otherwise."""
+    known = [{name: value for name, value in options.items() if name in LOSSES[term.loss].options} for term in terms]
+    return [
+        term.model_copy(update={"options": {**more, **term.options}}) for term, more in zip(terms, known, strict=True)
+    ]
 
 
 def encode_rows(task: Task, rows: Any, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:

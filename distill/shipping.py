@@ -252,7 +252,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     versions=versions(),
                     data_source=run.recipe.data.train,
                     ort=run.recipe.export.ort,
-                    beside=sorted(run.task.files(run.student.model.config, run.recipe.data.max_length)),
+                    beside=_beside(run.folder / "student"),
                 ),
             )
             verdict = verify_bundle(folder)
@@ -266,6 +266,12 @@ def bundle(run: Run) -> dict[str, Any]:
 
     inputs = {"export": run.ledger.facts("export"), "evaluate": run.ledger.facts("evaluate")}
     return run.ledger.once("bundle", inputs, work, makes=[folder / "MANIFEST.json"])
+
+
+def _beside(folder: Path) -> list[str]:
+    """What a task wrote beside a model for other libraries: its steps, and a folder each."""
+    named = [folder / name for name in ("modules.json", "sentence_bert_config.json")]
+    return sorted(path.relative_to(folder).as_posix() for path in (*named, *folder.glob("*/*")) if path.is_file())
 
 
 def _without_rows(facts: dict[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Checkpoint:
         """sha256 of the tokenizer's own serialisation."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Writes model and tokenizer as transformers' own loaders read them."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, task: Task, max_length: int) -> None:
+        """Writes model and tokenizer as transformers' own loaders read them, with what the task adds."""
+        task.save(self.model, folder, max_length)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -117,7 +117,8 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
         TeacherError: The weights are missing or not safetensors, the head is missing, or the tokenizer does not fit.
     """
     config = load_config(source, revision)
-    reason = task.misfit(_beside(source, revision, task.files(config, 0)))
+    beside = _beside(source, revision, task.beside)
+    reason = task.misfit(beside)
     if reason:
         raise TeacherError(reason, where=source, fix="Give a teacher that does the same.")
     auto_class = getattr(transformers, task.auto_class)
@@ -141,6 +142,7 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
             where=source,
             fix="Fine-tune it first: name it as `teacher.start` instead of `teacher.checkpoint`.",
         )
+    task.restore(model, beside, lambda path: _file(source, revision, path))
     tokenizer = load_tokenizer(source, revision)
     _check_tokenizer(tokenizer, model, source)
     found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)] if task.named else []
@@ -149,8 +151,13 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
 
 def _beside(source: str, revision: str, paths: Iterable[str]) -> dict[str, Any]:
     """Those of the JSON files that a checkpoint has."""
-    found = {path: cached_file(source, path, revision=revision or None, **_QUIET) for path in paths}
-    return {path: json.loads(Path(file).read_text(encoding="utf-8")) for path, file in found.items() if file}
+    found = {path: _file(source, revision, path) for path in paths}
+    return {path: json.loads(file.read_text(encoding="utf-8")) for path, file in found.items() if file}
+
+
+def _file(source: str, revision: str, path: str) -> Path | None:
+    found = cached_file(source, path, revision=revision or None, **_QUIET)
+    return Path(found) if found else None
 
 
 def load_tokenizer(source: str, revision: str = "") -> Any:

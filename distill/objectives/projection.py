@@ -70,6 +70,14 @@ class Projections(nn.Module):
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         self.maps = nn.ModuleDict({key: make_projection(student_width, teacher_width, init, generator) for key in keys})
 
+    @property
+    def last(self) -> nn.Linear:
+        """That of the highest layer."""
+        key = max(self.maps, key=lambda layer: -1 if layer == "all" else int(layer))
+        found = self.maps[key]
+        assert isinstance(found, nn.Linear)
+        return found
+
     def forward(self, feature_BLH: Tensor, layer: int) -> Tensor:
         """The student's feature of `layer` at the teacher's width, (B, L, H teacher)."""
         linear = self.maps["all" if self.shared else str(layer)]

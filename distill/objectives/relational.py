@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from distill.objectives.base import SumCount
 from distill.objectives.soft_labels import check_temperature, same_shape
 
-Pooling = Literal["mean", "first"]
-"""What stands for a row: the mean over its tokens, or its first token."""
+Pooling = Literal["mean", "first", "max", "last"]
+"""What stands for a row: the mean over its tokens, its first token, the largest of each channel, its last token."""
 
 Similarity = Literal["dot", "cosine"]
 
@@ -29,6 +29,11 @@ def pool(hidden_BLH: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """One fp32 vector a row, (B, H)."""
     if pooling == "first":
         return hidden_BLH[:, 0].float()
+    if pooling == "last":
+        last_B = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
+        return hidden_BLH[torch.arange(len(mask), device=mask.device), last_B].float()
+    if pooling == "max":
+        return hidden_BLH.float().masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(torch.float32).min).amax(1)
     mask_BL1 = mask.float().unsqueeze(-1)
     # Padding may hold anything, so it is replaced and not multiplied away.
     tokens_BLH = torch.where(mask_BL1 > 0, hidden_BLH.float(), 0.0)

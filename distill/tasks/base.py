@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -206,6 +207,7 @@ class Task(ABC):
         follows: Output whose values by the teacher stand for labels, in `Encoded.given` too; else empty.
         unmeasured: Outputs of the graph that no measure reads.
         cached: The teacher's answers are written down once; else it runs beside the student.
+        beside: Paths of JSON files beside a checkpoint that say what it computes.
         trims: The student may have fewer tokens than its teacher.
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
         cut: The graph ships in two files, encoder and decoder.
@@ -231,6 +233,7 @@ class Task(ABC):
     follows: ClassVar[str] = ""
     unmeasured: ClassVar[frozenset[str]] = frozenset()
     cached: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ()
     trims: ClassVar[bool] = True
     relative: ClassVar[bool] = False
     cut: ClassVar[bool] = False
@@ -318,6 +321,10 @@ class Task(ABC):
         """The tensors of a PyTorch model's output that `postprocess` needs."""
         return {"logits": output.logits}
 
+    def ask(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a PyTorch model says of tensors by name, as `postprocess` needs it."""
+        return self.read(model(**inputs))
+
     def digest(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
         """What measures read of a batch's outputs where those are too large to keep, beside what is kept of them."""
         return {}
@@ -329,13 +336,29 @@ class Task(ABC):
         config.label2id = {label: number for number, label in enumerate(labels)}
         config.problem_type = self.problem
 
-    def files(self, config: Any, max_length: int) -> dict[str, Any]:
-        """By path, JSON that other libraries read beside a saved model."""
-        return {}
+    def save(self, model: Any, folder: Path, max_length: int) -> None:
+        """Writes a model as transformers' own loaders read it, with what other libraries read beside it."""
+        model.save_pretrained(folder)
 
     def misfit(self, beside: Mapping[str, Any]) -> str:
-        """Why a checkpoint with these of `files` beside it is not what the task computes; empty where it is."""
+        """Why a checkpoint with these of its `beside` is not what the task computes; empty where it is."""
         return ""
+
+    def restore(  # noqa: B027 (nothing to do for most tasks)
+        self, model: Any, beside: Mapping[str, Any], find: Callable[[str], Path | None]
+    ) -> None:
+        """Gives a loaded model what transformers' loader leaves out: from JSON, by path, and from files by path."""
+
+    def teaches(self, model: Any) -> str:
+        """Why a student cannot learn what this model says; empty where it can."""
+        return ""
+
+    def options(self, teacher: Any) -> dict[str, Any]:
+        """Options of every loss that has them and is not told otherwise."""
+        return {}
+
+    def keep(self, student: Any, teacher: Any, objective: Any) -> None:  # noqa: B027
+        """Makes parts of the objective parts of the student, which then train and ship with it."""
 
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
         """A label of the data as `encode` takes it: names are replaced by class numbers; None where there is none."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from distill.errors import StudentError
+from distill.tasks import pooling
 from distill.tasks.base import Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns
 
 COMPARED = 1000
@@ -18,9 +21,10 @@ VECTOR = "sentence_embedding"
 
 
 class SentenceEmbedding(Task):
-    """Mean of the last hidden states over a text's tokens, brought to length 1.
+    """The last hidden states of a text's tokens, pooled as the teacher pools and brought to length 1.
 
-    There are no labels: a student is as good as its similarities are the teacher's, so that it may be narrower.
+    There are no labels: a student is as good as its similarities are the teacher's. One that is narrower keeps the
+    projection it was trained with, so that its vectors have the teacher's width.
     """
 
     name: ClassVar[str] = "sentence-embedding"
@@ -31,6 +35,7 @@ class SentenceEmbedding(Task):
     target: ClassVar[str] = "nothing"
     named: ClassVar[bool] = False
     follows: ClassVar[str] = VECTOR
+    beside: ClassVar[tuple[str, ...]] = ("modules.json", "1_Pooling/config.json", f"{pooling.FOLDER}/config.json")
     unmeasured: ClassVar[frozenset[str]] = frozenset({"last_hidden_state"})
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
@@ -81,25 +86,21 @@ class SentenceEmbedding(Task):
 
         def run(model: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
             states = model(**values, return_dict=True).last_hidden_state
-            weight = values["attention_mask"].unsqueeze(-1).to(states.dtype)
-            pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1.0)
-            return states, pooled / pooled.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+            return states, pooling.vectors(model, states, values["attention_mask"])
 
         def head(output: Any) -> tuple[Any, ...]:
             return (output.last_hidden_state,)
 
         return GraphSpec(names, ("last_hidden_state", VECTOR), head, axes, run)
 
-    def read(self, output: Any) -> dict[str, Any]:
-        """The last hidden states."""
-        return {"last_hidden_state": output.last_hidden_state}
+    def ask(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The last hidden states and the vectors."""
+        states = model(**inputs).last_hidden_state.float()
+        return {"last_hidden_state": states, VECTOR: pooling.vectors(model, states, inputs["attention_mask"])}
 
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
-        """Hidden states in fp32 and their mean over `attention_mask`, of length 1."""
-        states = np.asarray(outputs["last_hidden_state"], np.float32)
-        weight = np.asarray(outputs["attention_mask"], np.float32)[..., None]
-        pooled = (states * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1.0)
-        return {"last_hidden_state": states, VECTOR: _unit(pooled)}
+        """Both in fp32."""
+        return {name: np.asarray(outputs[name], np.float32) for name in ("last_hidden_state", VECTOR)}
 
     def answers(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
@@ -120,32 +121,60 @@ class SentenceEmbedding(Task):
         """Nothing: there are no labels."""
         return [None] * len(encoded)
 
-    def files(self, config: Any, max_length: int) -> dict[str, Any]:
-        """What sentence-transformers reads beside a model: its steps, and how the second one pools."""
-        steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-        modules = [
-            {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for place, (path, kind) in enumerate(steps)
-        ]
-        return {
-            "modules.json": modules,
-            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-            "1_Pooling/config.json": {
-                "word_embedding_dimension": config.hidden_size,
-                "pooling_mode_cls_token": False,
-                "pooling_mode_mean_tokens": True,
-                "pooling_mode_max_tokens": False,
-                "pooling_mode_mean_sqrt_len_tokens": False,
-            },
-        }
+    def save(self, model: Any, folder: Path, max_length: int) -> None:
+        """Writes the model, and its steps as sentence-transformers reads them."""
+        pooling.save(model, folder)
+        pooling.write_files(model, folder, max_length)
+
+    def restore(self, model: Any, beside: Mapping[str, Any], find: Callable[[str], Path | None]) -> None:
+        """How it pools, and the projection of its vectors."""
+        pooling.restore(model, beside, find)
 
     def misfit(self, beside: Mapping[str, Any]) -> str:
-        """Another pooling than the mean over tokens."""
-        pooling = beside.get("1_Pooling/config.json", {})
-        modes = [name.removeprefix("pooling_mode_") for name, on in pooling.items() if on is True and "_mode_" in name]
-        modes += [str(pooling["pooling_mode"])] if "pooling_mode" in pooling else []
-        others = [mode for mode in modes if mode not in ("mean_tokens", "mean")]
-        return f"it pools by {', '.join(others)}, and this task by the mean over tokens" if others else ""
+        """A pooling that is none of ours, several at once, or further layers behind it."""
+        found = pooling.read_pooling(beside)
+        if len(found) > 1 or set(found) - set(pooling.POOLINGS):
+            return f"it pools by {' and '.join(found)}, and this task by one of {', '.join(pooling.POOLINGS)}"
+        steps = [str(step["type"]).rsplit(".", 1)[-1] for step in beside.get("modules.json", ())]
+        activation = beside.get(f"{pooling.FOLDER}/config.json", {}).get("activation_function", pooling.IDENTITY)
+        if steps and [step for step in steps if step != "Normalize"] not in (
+            ["Transformer", "Pooling"], ["Transformer", "Pooling", "Dense"]
+        ):  # fmt: skip
+            return f"its steps are {', '.join(steps)}, and this task knows Transformer, Pooling, Dense, Normalize"
+        if activation != pooling.IDENTITY:
+            return f"its Dense layer applies {activation}, and this task a linear one"
+        return ""
+
+    def teaches(self, model: Any) -> str:
+        """A projection behind the pooling: losses compare what is before it."""
+        projects = getattr(model, "sentence_projection", None) is not None
+        return "its vectors go through a Dense layer, and students learn from what is before that" if projects else ""
+
+    def options(self, teacher: Any) -> dict[str, Any]:
+        """Losses pool as the teacher does."""
+        kind = pooling.pooling_of(teacher.config)
+        return {} if kind == "mean" else {"pooling": pooling.POOLINGS[kind]}
+
+    def keep(self, student: Any, teacher: Any, objective: Any) -> None:
+        """A narrower student keeps the projection that brings its vectors to the teacher's width.
+
+        Raises:
+            StudentError: It is narrower and pools by the maximum, which no map behind it can follow.
+        """
+        kind = pooling.pooling_of(teacher.config)
+        if kind != "mean":
+            student.config.sentence_pooling = kind
+        terms = [plan.name for plan in objective.plans if plan.loss.name == "embedding"]
+        kept = [objective.projections[name] for name in terms if name in objective.projections]
+        if kept and kind == "max":
+            raise StudentError(
+                f"it is {student.config.hidden_size} wide, its teacher {teacher.config.hidden_size}, and both pool by "
+                "the maximum",
+                where="student.hidden_size",
+                fix="Make it as wide as its teacher: no map of the pooled vector is the map of its tokens.",
+            )
+        if kept:
+            student.sentence_projection = kept[0].last
 
 
 def _unit(rows: Array) -> Array:

@@ -8,16 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
 from distill.data import load_splits
-from distill.errors import DataError, RecipeError, TeacherError
+from distill.errors import DataError, RecipeError, StudentError, TeacherError
+from distill.evaluation import TorchPredictor
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
+from distill.objectives.relational import pool
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
 from distill.tasks import TASKS, find_task
 from distill.tasks.base import pack
+from distill.tasks.pooling import POOLINGS, vectors
 from distill.teacher import load_checkpoint
 
 TASK = TASKS["sentence-embedding"]
@@ -46,10 +51,23 @@ def test_measures_by_hand():
     assert measured([[1.0, 0.0]] * 4, teacher)["spearman"] == 0.0
 
 
-def test_padding_does_not_reach_the_vector():
-    states = np.array([[[3.0, 4.0], [99.0, -99.0]]])
-    outputs = TASK.postprocess({"last_hidden_state": states, "attention_mask": np.array([[1, 0]])})
-    np.testing.assert_allclose(outputs["sentence_embedding"], [[0.6, 0.8]], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("mean", [0.6, 0.8]), ("cls", [1.0, 0.0]), ("max", [0.5**0.5, 0.5**0.5]), ("lasttoken", [0.0, 1.0])],
+)
+def test_pooling_by_hand_and_padding_does_not_reach_the_vector(kind, wanted):
+    states = torch.tensor([[[6.0, 0.0], [3.0, 6.0], [0.0, 6.0], [99.0, -99.0]]])
+    mask = torch.tensor([[1, 1, 1, 0]])
+    model = torch.nn.Module()
+    model.config = PretrainedConfig(sentence_pooling=kind)
+    np.testing.assert_allclose(vectors(model, states, mask), [wanted], rtol=1e-6)
+    pooled = pool(states, mask, POOLINGS[kind])  # what losses compare
+    np.testing.assert_allclose(torch.nn.functional.normalize(pooled, dim=-1), [wanted], rtol=1e-6)
+    model.sentence_projection = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.sentence_projection.weight.copy_(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+    turned = vectors(model, states, mask).detach()
+    np.testing.assert_allclose(turned, [[0.0, 1.0 if wanted[0] else 0.0]], atol=1e-6)
 
 
 def test_a_bare_encoder_is_an_embedder_and_a_classifier_is_none():
@@ -57,18 +75,65 @@ def test_a_bare_encoder_is_an_embedder_and_a_classifier_is_none():
     assert find_task("auto", ["BertForSequenceClassification"]) is not TASK
 
 
+@pytest.fixture
+def teacher(tmp_path, minilm_folder):
+    """A copy of the teacher with these files beside it."""
+
+    def make(**files):
+        folder = tmp_path / f"teacher-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(minilm_folder, folder)
+        for path, values in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(json.dumps(values))
+        return str(folder)
+
+    return make
+
+
 @pytest.mark.parametrize(
-    "pooling", [{"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}]
+    ("pooling", "kind"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_lasttoken": True}, "lasttoken"),
+        ({"pooling_mode_mean_tokens": True}, "mean"),
+    ],
 )
-def test_a_teacher_that_pools_otherwise_is_refused(tmp_path, minilm_folder, pooling):
-    folder = tmp_path / "teacher"
-    shutil.copytree(minilm_folder, folder)
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 384, **pooling}))
-    with pytest.raises(TeacherError, match=r"it pools by cls.*, and this task by the mean over tokens"):
-        load_checkpoint(str(folder), TASK)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    assert load_checkpoint(str(folder), TASK).labels == []
+def test_a_teacher_pools_as_its_files_say(teacher, pooling, kind):
+    folder = teacher(**{"1_Pooling/config.json": {"word_embedding_dimension": 384, **pooling}})
+    found = load_checkpoint(folder, TASK)
+    tokens = found.tokenizer(["a fine film", "dull"], return_tensors="pt", padding=True)
+    batch = {name: value.numpy() for name, value in tokens.items()}
+    ours = TorchPredictor(found.model, TASK).predict(batch)["sentence_embedding"]
+    theirs = SentenceTransformer(modules=[Transformer(folder), Pooling(384, pooling_mode=kind)], device="cpu").encode(
+        ["a fine film", "dull"], normalize_embeddings=True
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert TASK.options(found.model) == ({} if kind == "mean" else {"pooling": POOLINGS[kind]})
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"1_Pooling/config.json": {"pooling_mode_weightedmean_tokens": True}}, "it pools by weightedmean_tokens, and"),
+        (
+            {"1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}},
+            "it pools by cls and mean, and this task by one of mean, cls, max, lasttoken",
+        ),
+        (
+            {"modules.json": [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "CNN")]},
+            "its steps are Transformer, CNN, and this task knows Transformer, Pooling, Dense, Normalize",
+        ),
+        (
+            {"2_Dense/config.json": {"activation_function": "torch.nn.modules.activation.Tanh"}},
+            "its Dense layer applies torch.nn.modules.activation.Tanh, and this task a linear one",
+        ),
+    ],
+)
+def test_a_teacher_that_does_something_else_is_refused(teacher, files, said):
+    with pytest.raises(TeacherError, match=said):
+        load_checkpoint(teacher(**files), TASK)
 
 
 def test_labels_are_not_read_and_empty_texts_are_named(tmp_path):
@@ -95,18 +160,22 @@ def test_a_start_without_labels_is_refused(tmp_path, minilm_folder):
 
 
 @pytest.fixture(scope="module")
-def finished(shared_data, minilm_folder, run_example, tmp_path_factory):
+def texts(shared_data, tmp_path_factory):
+    """Movie sentences: 320 to train on, 120 to test."""
     folder = tmp_path_factory.mktemp("texts")
     for name, most in (("train", 320), ("dev", 120)):
         with (shared_data / "sst2" / f"{name}.csv").open(encoding="utf-8") as file:
             texts = [row["text"] for row in csv.DictReader(file)][:most]
         with (folder / f"{name}.csv").open("w", encoding="utf-8") as file:
             csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    return [f'data.train="{folder}/train.csv"', 'data.validation=""', f'data.test="{folder}/dev.csv"']
+
+
+@pytest.fixture(scope="module")
+def finished(texts, minilm_folder, run_example):
     return run_example(
         "sentence-embedding",
-        f'data.train="{folder}/train.csv"',
-        'data.validation=""',
-        f'data.test="{folder}/dev.csv"',
+        *texts,
         f'teacher.checkpoint="{minilm_folder}"',
         "student.layers=3",
         "training={epochs=1, learning_rate=2e-4}",
@@ -150,3 +219,47 @@ def test_sentence_transformers_files_stand_beside_the_weights(finished):
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
         assert pooling["pooling_mode_mean_tokens"]
         assert pooling["word_embedding_dimension"] == 384
+
+
+@pytest.mark.slow
+def test_a_narrow_student_ships_with_its_projection(texts, minilm_folder, run_example):
+    _, result = run_example(
+        "sentence-embedding",
+        *texts,
+        f'teacher.checkpoint="{minilm_folder}"',
+        "student={layers=2, hidden_size=128, attention_heads=4, intermediate_size=256}",
+        "training={epochs=1, learning_rate=3e-4}",
+        "data.max_length=16",
+        "export.max_drop=4",
+    )
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    assert models["student-onnx"]["metrics"]["spearman"] == pytest.approx(
+        models["student"]["metrics"]["spearman"], abs=1e-3
+    )
+    assert models["student-int8"]["metrics"]["spearman"] > 0.3
+    assert verify_bundle(result.bundle).ok
+    said = [one.vector for one in Bundle.load(result.bundle, file="onnx/model.onnx").predict(["a fine film", "dull"])]
+    for folder in (result.folder / "student", result.bundle):
+        modules = json.loads((folder / "modules.json").read_text())
+        assert [one["path"] for one in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
+    theirs = SentenceTransformer(str(result.folder / "student"), device="cpu")
+    np.testing.assert_allclose(said, theirs.encode(["a fine film", "dull"]), atol=1e-4)  # 384 wide
+    student = load_checkpoint(str(result.folder / "student"), TASK)
+    assert (
+        TASK.teaches(student.model)
+        == "its vectors go through a Dense layer, and students learn from what is before that"
+    )
+    _, info = AutoModel.from_pretrained(result.folder / "student", output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_a_narrow_student_of_the_maximum_is_refused(texts, teacher, run_example):
+    folder = teacher(**{"1_Pooling/config.json": {"pooling_mode_max_tokens": True}})
+    with pytest.raises(StudentError, match=r"it is 64 wide, its teacher 384, and both pool by the maximum"):
+        run_example(
+            "sentence-embedding",
+            *texts,
+            f'teacher.checkpoint="{folder}"',
+            "student={layers=1, hidden_size=64, attention_heads=2, intermediate_size=64}",
+            "data.max_length=8",
+        )
