@@ -18,6 +18,7 @@ from distill.bench import bench as measure_latency
 from distill.candidates import Choice, fastest, machine_target
 from distill.errors import DataError
 from distill.evaluation import Evaluation, TorchPredictor, agreement, disagreements, evaluate
+from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.bundle import Contents, write_bundle
 from distill.export.encoder_decoder import cut
@@ -117,7 +118,7 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tup
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
     with run.progress.stage(f"ONNX {step}"):
-        shipped = run.task.shipped(checkpoint.model)
+        shipped = fold_affine_norms(run.task.shipped(checkpoint.model))
         export_graph(
             shipped,
             run.task.exported(shipped, run.task.inputs_of(encoded)),
