@@ -124,10 +124,10 @@ class DataRecipe(_Section):
 class CacheRecipe(_Section):
     """What is written down of the teacher's answers."""
 
-    top_k: int = Field(
-        0,
-        ge=0,
-        description="Classes or tokens whose logits are kept, the likeliest; all others count as one. 0 keeps all.",
+    top_k: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Classes or tokens whose logits are kept, the likeliest; all others count as one. 0 keeps all; "
+        "`auto` keeps 64 of more than 4,096 tokens, where the objective can read them.",
     )
 
 

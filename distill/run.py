@@ -49,6 +49,9 @@ from distill.top_k import TopKTeacher
 from distill.training import tensor_collate
 from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
 
+LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
+"""Of more tokens than the first, `cache.top_k = "auto"` keeps as many as the second."""
+
 SAMPLE = 256
 """Texts that a student is fitted on."""
 
@@ -358,8 +361,22 @@ class Run:
             "taps": sorted(objective.teacher_taps),
             "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
             "texts_hash": encoded_hash(self.transfer),
-            "top_k": self.recipe.cache.top_k,
+            "top_k": self.top_k(objective),
         }
+
+    def top_k(self, objective: Objective) -> int:
+        """Tokens whose logits are kept; 0 keeps all."""
+        wanted = self.recipe.cache.top_k
+        if wanted != "auto":
+            return wanted
+        head = self.teacher.model.get_output_embeddings()  # None where classes are no tokens
+        if head is None or head.weight.shape[0] <= LARGE_VOCABULARY or "logits" not in objective.teacher_taps:
+            return 0
+        try:
+            check_top_k(objective.plans)
+        except ObjectiveError:
+            return 0
+        return FEW_TOKENS
 
     def text_of(self, example: int) -> str:
         """The text of a row of the transfer set, for errors."""
@@ -392,9 +409,9 @@ class Run:
         if not self.task.cached or self.recipe.objective.on_policy.share:
             return live
         teacher: LiveTeacher | EnsembleTeacher | TopKTeacher = live
-        if self.recipe.cache.top_k:
+        if top_k := self.top_k(objective):
             check_top_k(objective.plans)
-            teacher = TopKTeacher(live, self.recipe.cache.top_k)
+            teacher = TopKTeacher(live, top_k)
         return build_cache(
             teacher,
             self.transfer,

@@ -8,12 +8,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from distill.cache import build_cache
 from distill.errors import ObjectiveError, TeacherError
+from distill.features import describe
+from distill.ledger import Ledger
 from distill.objectives import build_objective
 from distill.objectives.generation import reverse_kl
 from distill.objectives.objective import check_top_k
 from distill.objectives.soft_labels import soft_labels
-from distill.recipe import TermRecipe
-from distill.teacher import LiveTeacher
+from distill.progress import SILENT
+from distill.recipe import Recipe, TermRecipe
+from distill.run import Run
+from distill.teacher import Checkpoint, LiveTeacher
 from distill.top_k import IDS, LEAST, TOP, TopKTeacher, keep_top, reduce_both
 
 CLASSES = 300
@@ -128,7 +132,11 @@ def model():
 def rows():
     random = torch.Generator().manual_seed(1)
     return [
-        {"input_ids": torch.randint(70_000, (4 + row % 9,), generator=random).numpy(), "example": row}
+        {
+            "input_ids": torch.randint(70_000, (4 + row % 9,), generator=random).numpy(),
+            "length": 4 + row % 9,
+            "example": row,
+        }
         for row in range(20)
     ]
 
@@ -210,3 +218,32 @@ def test_nothing_is_left_out_of_what_was_least(logits):
     kept = keep_top(teacher, CLASSES)[TOP]
     assert (kept[..., -1] == LEAST).all()
     torch.testing.assert_close(kept[..., :-1].exp().sum(-1), torch.ones(4, 7), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "wanted", "loss", "kept"),
+    [
+        (5000, "auto", "soft_labels", 64),
+        (5000, "auto", "jsd", 64),
+        (5000, "auto", "dist", 0),  # needs every logit
+        (5000, 0, "soft_labels", 0),
+        (5000, 7, "soft_labels", 7),
+        (4000, "auto", "soft_labels", 0),
+    ],
+)
+def test_a_large_vocabulary_is_cut_where_the_objective_can_read_it(tmp_path, vocabulary, wanted, loss, kept):
+    torch.manual_seed(0)
+    sizes = {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes))
+    recipe = Recipe.parse(
+        {
+            "task": "causal-lm",
+            "teacher": {"checkpoint": "somewhere"},
+            "data": {"train": "rows.txt"},
+            "cache": {"top_k": wanted},
+        }
+    )
+    run = Run(recipe, Ledger(tmp_path), SILENT)
+    run.teacher = Checkpoint(model, None, [], "somewhere")
+    shape = describe(model)
+    assert run.top_k(build_objective([TermRecipe(loss=loss)], shape, shape)) == kept
