@@ -18,6 +18,7 @@ from distill.objectives import Objective
 from distill.on_policy import OnPolicy
 from distill.optimizer import row_embedding
 from distill.progress import SILENT, Progress
+from distill.quick import quick
 from distill.recipe import TrainingRecipe
 from distill.rhythm import Rhythm, latest_checkpoint
 from distill.tasks import Encoded, Padding, Task
@@ -73,7 +74,7 @@ def fit(
     flush_denormals()
     transformers.set_seed(seed)
     by_rows = row_embedding(student) if args.use_cpu and processes.count() == 1 else None
-    with progress.stage(name, total=args.max_steps, unit="steps") as stage:
+    with progress.stage(name, total=args.max_steps, unit="steps") as stage, quick(student):
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():

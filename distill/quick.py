@@ -1,0 +1,127 @@
+"""The same training step on a processor with less time in random numbers.
+
+Dropout on a CPU spends nine tenths of its time drawing one number for each value, and attention with dropout takes
+PyTorch's plain path, which also looks for rows without any token. Here four (fp32: two) values share one draw of 64
+bits from PyTorch's own generator, so that a resume finds the generator where it was, and attention is two products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "distill_quick"
+"""What transformers calls our attention."""
+
+_LANES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps a value by `and` with all ones: no multiplication, and the mask is no larger than the values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
+        lane = _LANES[values.dtype]
+        bits = 8 * values.element_size() - 1  # the sign is left out
+        draws = torch.empty(-(-values.numel() * values.element_size() // 8), dtype=torch.int64)
+        lanes = draws.random_(-(2**63), None).view(lane)[: values.numel()].view(values.shape)
+        # Below the threshold the difference is positive and shifts to 0, from it on negative and shifts to all ones.
+        keep = torch.bitwise_right_shift(round(share * 2**bits) - 1 - lanes.bitwise_and_(2**bits - 1), bits)
+        ctx.save_for_backward(keep)
+        ctx.scale = 1.0 / (1.0 - share)
+        return _masked(values, keep, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return _masked(gradients[0], keep, ctx.scale), None
+
+
+def _masked(values: Tensor, keep: Tensor, scale: float) -> Tensor:
+    return torch.bitwise_and(values.contiguous().view(keep.dtype), keep).view(values.dtype).mul_(scale)
+
+
+def dropout(values: Tensor, share: float) -> Tensor:
+    """Each value is 0 with probability `share`, to the nearest 2^-15 (fp32: 2^-31), and else divided by `1 - share`.
+
+    Args:
+        values: Of any shape, in fp32, fp16 or bf16 on the CPU.
+        share: In [0, 1).
+    """
+    dropped: Tensor = _Dropout.apply(values, share)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class QuickDropout(nn.Dropout):
+    """`nn.Dropout` that draws as `dropout` does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as `nn.Dropout`, with other random numbers."""
+        if not self.training or not 0.0 < self.p < 1.0 or input.dtype not in _LANES or input.device.type != "cpu":
+            return super().forward(input)
+        return dropout(input, self.p)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, (B, A, L, D) to (B, L, A, D); what it is not meant for goes to sdpa."""
+    plain = all(more.get(name) is None for name in ("position_bias", "cache", "softcap", "is_causal"))
+    causal = attention_mask is None and getattr(module, "is_causal", True)
+    if dropout == 0.0 or causal or not plain or query.dtype not in _LANES or key.shape[1] != query.shape[1]:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+    scores_BALL = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(-1, -2))
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            lowest = torch.finfo(scores_BALL.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=scores_BALL.dtype).masked_fill_(
+                ~attention_mask, lowest
+            )
+        scores_BALL = scores_BALL + attention_mask
+    weights_BALL = _Dropout.apply(scores_BALL.softmax(-1), dropout)  # type: ignore[no-untyped-call]
+    return torch.matmul(weights_BALL.to(value.dtype), value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def quick(model: Any) -> Iterator[None]:
+    """Within the block the model drops out and attends as above; after it, as before. Only on the CPU.
+
+    Args:
+        model: A transformers model; one with an attention of its own keeps it.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        yield
+        return
+    swapped = [(name, part) for name, part in model.named_modules() if type(part) is nn.Dropout]
+    own = model.config._attn_implementation
+    for name, part in swapped:
+        model.set_submodule(name, QuickDropout(part.p).train(part.training))
+    if own == "sdpa":
+        model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        for name, part in swapped:
+            model.set_submodule(name, part.train(model.training))
+        if own == "sdpa":
+            model.set_attn_implementation(own)
