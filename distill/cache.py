@@ -11,10 +11,9 @@ import fcntl
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,34 +28,27 @@ from distill.cache_index import (
     cut_shards,
     encoded_hash,
     intact,
+    made_from,
     read_index,
+    row_lengths,
     shard_path,
 )
 from distill.errors import CacheError, TeacherError
 from distill.files import full_disk_is_an_error, write_json
 from distill.progress import SILENT, Progress, Stage
-from distill.shards import Shard, open_shard, pack_batch, shard_bytes, stack_examples, write_shard
+from distill.shards import SCALE, Shard, open_shard, pack_batch, shard_bytes, stack_examples, write_shard
+from distill.storage import Collate, Recorded
 
 __all__ = ["CacheKey", "CachedTeacher", "build_cache", "cache_key", "encoded_hash"]
 
 _FIX = "Label again: what is damaged or missing is made anew."
 
-Collate = Callable[[list[Mapping[str, Any]]], Mapping[str, Tensor]]
-
-
-class Recorded(Protocol):
-    """A teacher that runs: `distill.teacher.LiveTeacher`."""
-
-    taps: frozenset[str]
-
-    def features(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Every tap for the rows of `batch`."""
-
 
 class CachedTeacher:
     """A teacher whose answers were written down; to the trainer the same as a live one.
 
-    Values are what the live teacher gave, except that all but the logits went through fp16 and that padding is zero.
+    Values are what the live teacher gave, except that all but the logits went through fp16 or int8 and that padding is
+    zero.
     Features come in fp32 on the batch's device, class numbers (`logits.ids` of `distill.top_k`) in int64.
 
     Args:
@@ -82,14 +74,15 @@ class CachedTeacher:
                 if not intact(self.folder, number, record):
                     path = shard_path(self.folder, number)
                     raise CacheError("missing, or not the bytes that were written", where=str(path), fix=_FIX)
-        self.taps = _choose_taps(index["taps"], taps, self.folder)
+        chosen = _choose_taps(index["taps"], taps, self.folder)
+        self.taps = frozenset(tap for tap in chosen if not tap.endswith(SCALE))
         self.nbytes = sum(record["bytes"] for record in records)
         self._first: int = index["first"]
         self._starts = np.asarray(index["starts"], np.int64)
         self._shards = [open_shard(shard_path(self.folder, number)) for number in range(len(records))]
         # fp32 where any shard needed it: one dtype for a feature, whichever shards a batch is drawn from.
         self._dtypes = {
-            tap: np.result_type(*{shard.tensors[tap].dtype for shard in self._shards}) for tap in sorted(self.taps)
+            tap: np.result_type(*{shard.tensors[tap].dtype for shard in self._shards}) for tap in sorted(chosen)
         }
 
     def __len__(self) -> int:
@@ -110,15 +103,14 @@ class CachedTeacher:
         mask = batch["attention_mask"].cpu().numpy().astype(bool)
         places = self._find(batch["example"].cpu().numpy(), mask)
         device = batch["attention_mask"].device
-        return {
-            tap: _widened(
-                torch.from_numpy(
-                    stack_examples([shard.example(tap, row) for shard, row in places], mask, kind, dtype)
-                ).to(device)
-            )
+        kinds = self._shards[0].kinds
+        found = {
+            tap: torch.from_numpy(
+                stack_examples([shard.example(tap, row) for shard, row in places], mask, kinds[tap], dtype)
+            ).to(device)
             for tap, dtype in self._dtypes.items()
-            for kind in (self._shards[0].kinds[tap],)
         }
+        return {tap: _widened(found[tap], found.get(tap + SCALE)) for tap in sorted(self.taps)}
 
     def _find(self, examples: np.ndarray, mask: np.ndarray) -> list[tuple[Shard, int]]:
         rows = examples - self._first
@@ -145,7 +137,11 @@ class CachedTeacher:
         return places
 
 
-def _widened(values: Tensor) -> Tensor:
+def _widened(values: Tensor, scale: Tensor | None) -> Tensor:
+    """fp32; int64 for class numbers, which have no scale."""
+    if scale is not None:  # (B, L, 1), or (B, L, heads) of (B, heads, L, L)
+        scale = scale.float()
+        return values.float().mul_(scale if values.ndim == 3 else scale.transpose(1, 2).unsqueeze(-1))
     return values.float() if values.is_floating_point() else values.long()
 
 
@@ -208,17 +204,15 @@ def _begin(
         raise CacheError(
             f"{len(encoded)} rows are numbered {first} to {last}", where=str(folder), fix="Number them without gaps."
         )
-    made_from = asdict(key) if isinstance(key, CacheKey) else {"key": key}
-    index = _usable(folder, made_from, sorted(teacher.taps), (first, len(encoded)), plan, progress)
+    index = _usable(folder, made_from(key), sorted(teacher.taps), (first, len(encoded)), plan, progress)
     if index is not None:
         return index
     for path in [folder / INDEX, *folder.glob("shard-*.safetensors*")]:
         path.unlink(missing_ok=True)
-    lengths = [int(encoded[row]["length"]) for row in range(len(encoded))]
-    starts = cut_shards(lengths, plan["shard_examples"], plan["shard_tokens"])
+    starts = cut_shards(row_lengths(encoded).tolist(), plan["shard_examples"], plan["shard_tokens"])
     index = {
         "format": FORMAT,
-        "key": made_from,
+        "key": made_from(key),
         "plan": plan,
         "taps": sorted(teacher.taps),
         "first": first,
@@ -231,7 +225,7 @@ def _begin(
 
 def _usable(
     folder: Path,
-    made_from: Mapping[str, Any],
+    source: Mapping[str, Any],
     taps: Sequence[str],
     rows: tuple[int, int],
     plan: Mapping[str, int],
@@ -243,7 +237,7 @@ def _usable(
     finished with the very taps and batches it was begun with: sums in bf16 depend on the batch.
     """
     index = read_index(folder)
-    if index is None or (index["first"], index["starts"][-1]) != rows or not _serves(index, made_from, taps):
+    if index is None or (index["first"], index["starts"][-1]) != rows or not _serves(index, source, taps):
         return None
     if None in index["shards"] and index["plan"] != plan:
         return None
@@ -319,7 +313,7 @@ def _label(
 def _refuse(tap: str, row: int, values: Mapping[str, Any], text_of: Callable[[int], str] | None) -> None:
     text = repr(text_of(row))[:80] if text_of else f"token ids {list(map(int, values.get('input_ids', ())[:8]))}"
     raise TeacherError(
-        f"its {tap} are not finite (NaN or infinite) for row {row + 1} of the transfer set, {text}",
+        f"its {tap.removesuffix(SCALE)} are not finite (NaN or infinite) for row {row + 1} of the transfer set, {text}",
         where="teacher",
         fix='Check its weights; where they are sound, set training.precision = "fp32".',
     )
@@ -327,6 +321,7 @@ def _refuse(tap: str, row: int, values: Mapping[str, Any], text_of: Callable[[in
 
 def _choose_taps(known: Sequence[str], wanted: Iterable[str] | None, folder: Path) -> frozenset[str]:
     chosen = frozenset(known if wanted is None else wanted)
+    chosen |= {tap + SCALE for tap in chosen if tap + SCALE in known}
     absent = sorted(chosen - set(known))
     if absent:
         raise CacheError(

@@ -37,6 +37,7 @@ class CacheKey:
         dtype: What the teacher computes in: `fp32` or `bf16`.
         texts: `encoded_hash` of the rows, or another hash of the texts in order.
         top_k: Classes of the logits that are kept; 0 for all.
+        kept: How all other features are kept: `fp16`, `int8`, or not at all, `live`.
     """
 
     weights: str
@@ -46,6 +47,7 @@ class CacheKey:
     dtype: str
     texts: str
     top_k: int = 0
+    kept: str = "fp16"
 
     @property
     def digest(self) -> str:
@@ -61,9 +63,15 @@ def cache_key(
     dtype: str,
     texts_hash: str,
     top_k: int = 0,
+    kept: str = "fp16",
 ) -> CacheKey:
     """A `CacheKey`, its taps in order."""
-    return CacheKey(weights_hash, tokenizer_hash, max_length, tuple(sorted(taps)), dtype, texts_hash, top_k)
+    return CacheKey(weights_hash, tokenizer_hash, max_length, tuple(sorted(taps)), dtype, texts_hash, top_k, kept)
+
+
+def made_from(key: CacheKey | str) -> dict[str, Any]:
+    """What an index says of its key, as JSON gives it back."""
+    return {**asdict(key), "taps": list(key.taps)} if isinstance(key, CacheKey) else {"key": key}
 
 
 def encoded_hash(encoded: Rows) -> str:
@@ -79,6 +87,12 @@ def encoded_hash(encoded: Rows) -> str:
             pixels = np.ascontiguousarray(values["pixel_values"])
             digest.update(f"pixels{pixels.shape}{pixels.dtype.str}:".encode() + pixels.tobytes())
     return digest.hexdigest()
+
+
+def row_lengths(encoded: Rows) -> np.ndarray:
+    """(rows,) int64: tokens of each row."""
+    known = getattr(encoded, "lengths", None)
+    return np.asarray([encoded[row]["length"] for row in range(len(encoded))] if known is None else known, np.int64)
 
 
 def cut_shards(lengths: Sequence[int], examples: int, tokens: int) -> list[int]:

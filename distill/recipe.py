@@ -124,6 +124,12 @@ class DataRecipe(_Section):
 class CacheRecipe(_Section):
     """What is written down of the teacher's answers."""
 
+    max_bytes: int = Field(
+        0,
+        ge=0,
+        description="What the cache may take: logits always; the rest in fp16, else int8, else the teacher runs along. "
+        "0 sets no limit.",
+    )
     top_k: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="Classes or tokens whose logits are kept, the likeliest; all others count as one. 0 keeps all; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import datasets
 from torch import Tensor
 
 from distill.augmentation import kept_texts
-from distill.cache import build_cache, cache_key, encoded_hash
+from distill.cache import encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
@@ -22,6 +22,7 @@ from distill.errors import ObjectiveError, RecipeError, TeacherError
 from distill.evaluation import TorchPredictor, predict_rows
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
+from distill.labelling import label_rows
 from distill.ledger import Ledger
 from distill.objectives import Objective, build_objective
 from distill.objectives.losses import LOSSES
@@ -45,7 +46,6 @@ from distill.teacher import (
     rename_labels,
     use_bf16,
 )
-from distill.top_k import TopKTeacher
 from distill.training import tensor_collate
 from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
 
@@ -362,6 +362,7 @@ class Run:
             "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
             "texts_hash": encoded_hash(self.transfer),
             "top_k": self.top_k(objective),
+            "max_bytes": self.recipe.cache.max_bytes,
         }
 
     def top_k(self, objective: Objective) -> int:
@@ -402,22 +403,27 @@ class Run:
     def cache(self, objective: Objective) -> Teacher:
         """The teacher cache for the transfer set: built, completed or opened; a live teacher where none is kept."""
         bf16 = use_bf16(self.recipe.training.precision)
-        live: LiveTeacher | EnsembleTeacher = LiveTeacher(self.teacher.model, objective.teacher_taps, bf16=bf16)
-        if self.others and isinstance(live, LiveTeacher):
+
+        def teacher_of(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
+            live = LiveTeacher(self.teacher.model, taps, bf16=bf16)
+            if not self.others:
+                return live
             further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
-            live = EnsembleTeacher([live, *further], self.shares)
+            return EnsembleTeacher([live, *further], self.shares)
+
         if not self.task.cached or self.recipe.objective.on_policy.share:
-            return live
-        teacher: LiveTeacher | EnsembleTeacher | TopKTeacher = live
-        if top_k := self.top_k(objective):
+            return teacher_of(objective.teacher_taps)
+        inputs = self.cache_inputs(objective)
+        if inputs["top_k"]:
             check_top_k(objective.plans)
-            teacher = TopKTeacher(live, top_k)
-        return build_cache(
-            teacher,
+        return label_rows(
+            teacher_of,
+            objective.teacher_taps,
             self.transfer,
             tensor_collate(self.task, self.teacher.padding),
             self.work / "cache",
-            key=cache_key(**self.cache_inputs(objective)),
+            max_bytes=inputs.pop("max_bytes"),
+            inputs=inputs,
             batch_size=self.recipe.teacher.batch_size,
             text_of=self.text_of,
             progress=self.progress,

@@ -5,7 +5,8 @@ Padding is never stored. A feature is one of three kinds:
     token   one vector a token, (tokens, H), examples end to end: hidden states, queries, logits of a tagger
     square  one matrix an example and head, flat, heads * sum of squared lengths: attention scores
 Logits are fp32. The rest is fp16: 11 bits of precision, at most 65,504; a shard with a larger value holds fp32.
-Numbers of classes (`logits.ids`) are integers of two bytes where those do, else of four.
+Numbers of classes (`logits.ids`) are integers of two bytes where those do, else of four. A feature in int8 has its
+scales beside it, a feature of its own whose name ends in `.scale`: (tokens, 1), or (tokens, heads) of attention scores.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ Array = np.ndarray
 LARGEST = 65504.0
 """The largest finite fp16 number."""
 
+SCALE = ".scale"
+"""Ends the name of what a feature in int8 is multiplied by."""
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
+    "I8": np.dtype("i1"),
     "I32": np.dtype("<i4"),
     "U16": np.dtype("<u2"),
 }
@@ -95,7 +100,9 @@ def pack_batch(tap: str, value: Tensor, mask: Tensor) -> tuple[str, list[Array]]
 
 
 def _short(numbers: Tensor) -> Tensor:
-    """Class numbers in as few bytes as hold them."""
+    """Class numbers in as few bytes as hold them; int8 as it is."""
+    if numbers.dtype == torch.int8:
+        return numbers
     return numbers.to(torch.uint16 if numbers.numel() == 0 or int(numbers.max()) < 1 << 16 else torch.int32)
 
 

@@ -32,9 +32,10 @@ _AT_ONCE = 1 << 26
 
 
 class _Recorded(Protocol):
-    taps: frozenset[str]
+    @property
+    def taps(self) -> frozenset[str]: ...
 
-    def features(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+    def features(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 class TopKTeacher:
