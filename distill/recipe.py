@@ -182,6 +182,10 @@ class ObjectiveRecipe(_Section):
         "auto",
         description="`auto` picks by task, widths and data; a name is a published recipe; `terms` override.",
     )
+    targets: Literal["gold", "teacher"] = Field(
+        "gold",
+        description="Texts that a translator learns: the data's, or those its teacher writes (sequence-level).",
+    )
     temperature: Positive | None = Field(None, description="Replaces the temperature of every soft-label term.")
     terms: list[TermRecipe] = Field([], description="Losses and their weights; empty takes the preset's.")
     on_policy: OnPolicyRecipe = Field(

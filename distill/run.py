@@ -30,6 +30,7 @@ from distill.objectives.objective import check_top_k
 from distill.objectives.presets import resolve_terms
 from distill.progress import Progress
 from distill.recipe import Recipe, TermRecipe
+from distill.rewriting import rewritten
 from distill.start import start_student
 from distill.student import Student
 from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
@@ -234,8 +235,22 @@ class Run:
 
     def transfer_set(self, checkpoint: Checkpoint) -> Encoded:
         """What a student learns from: labelled training rows, then free text."""
+        return concatenate([self.encode(checkpoint, rows) for rows in self.lessons if len(rows)])
+
+    @cached_property
+    def lessons(self) -> list[datasets.Dataset]:
+        """Training rows and free text, with the teacher's own texts for targets where the recipe asks for them."""
         parts = [self.splits.train, self.free_text]
-        return concatenate([self.encode(checkpoint, rows) for rows in parts if len(rows)])
+        if self.recipe.objective.targets == "gold":
+            return parts
+        texts, limit = [text for rows in parts for text in rows["text"]], self.recipe.data.max_length
+        path = self.work / "targets.json"
+        new = rewritten(texts, self.teacher, self.task, path, max_length=limit, progress=self.progress)
+        known = len(parts[0])
+        return [
+            datasets.Dataset.from_dict({**rows.to_dict(), "label": labels}, features=rows.features)
+            for rows, labels in zip(parts, (new[:known], new[known:]), strict=True)
+        ]
 
     @cached_property
     def transfer(self) -> Encoded:
@@ -398,6 +413,7 @@ class Run:
             "on_policy": recipe.objective.on_policy.model_dump(mode="json"),
             "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),
             "seed": recipe.seed,
+            **({"targets": recipe.objective.targets} if recipe.objective.targets != "gold" else {}),
         }
 
     def cache(self, objective: Objective) -> Teacher:
@@ -457,6 +473,10 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(
             f'`student.vocabulary` must be "full" for {task.name}; got {kept!r}: its teacher guesses tokens'
         )
+    if recipe.objective.targets != "gold" and task.target != "text":
+        problems.append(f'`objective.targets` must be "gold" for {task.name}: its teacher writes no texts')
+    if recipe.data.unlabelled and task.target == "text" and recipe.objective.targets == "gold":
+        problems.append(f'`data.unlabelled` needs `objective.targets = "teacher"` for {task.name}: it has no targets')
     if problems:
         raise RecipeError(problems, where="recipe")
 
