@@ -144,7 +144,7 @@ def latency_rows(bench: Mapping[str, Any]) -> dict[str, Any]:
     cells, shape = bench.get("cells") or [], first_shape(bench)
     if shape is None:
         return {"targets": [], "lengths": [], "notes": bench.get("notes") or []}
-    first = [cell for cell in cells if (cell["batch"], cell["threads"]) == shape]
+    first = [cell for cell in cells if (cell["batch"], cell["threads"]) == shape and not cell.get("step")]
     targets = [
         {**target, "p50": {cell["length"]: cell["p50"] for cell in first if cell["target"] == target["name"]}}
         for target in bench.get("targets") or []

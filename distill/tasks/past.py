@@ -15,6 +15,8 @@ from distill.tasks.base import GraphSpec
 
 PAST, PRESENT = "past_key_values", "present"
 KINDS = ("key", "value")
+ROWS = "batch_size"
+"""Name of the first axis: transformers.js makes the first, empty past by it."""
 TRACED_PAST = 5
 """Tokens before, while the graph is traced: no length that anything else has."""
 
@@ -31,10 +33,10 @@ def with_past(spec: GraphSpec, model: Any) -> GraphSpec:
     positions = ["position_ids"] if "position_ids" in inspect.signature(model.forward).parameters else []
     names = (*spec.inputs, *positions, *(f"{PAST}.{name}" for name in remembered))
     outputs = (*spec.outputs, *(f"{PRESENT}.{name}" for name in remembered))
-    axes = {name: {0: "batch", 1: "length"} for name in (*spec.inputs, *positions)} | dict(spec.axes)
-    axes["attention_mask"] = {0: "batch", 1: "total_length"}
-    axes |= {f"{PAST}.{name}": {0: "batch", 2: "past_length"} for name in remembered}
-    axes |= {f"{PRESENT}.{name}": {0: "batch", 2: "total_length"} for name in remembered}
+    axes = {name: {0: ROWS, 1: "length"} for name in (*spec.inputs, *positions, *spec.outputs)}
+    axes["attention_mask"] = {0: ROWS, 1: "total_length"}
+    axes |= {f"{PAST}.{name}": {0: ROWS, 2: "past_length"} for name in remembered}
+    axes |= {f"{PRESENT}.{name}": {0: ROWS, 2: "total_length"} for name in remembered}
 
     def run(model: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
         taken = {name: value for name, value in values.items() if not name.startswith(PAST)}

@@ -2,6 +2,7 @@
 //   node node.mjs FOLDER/BUNDLE predict < texts.jsonl     {"label", "score", "all": {label: score}} a line
 //   node node.mjs FOLDER/BUNDLE encode  < texts.jsonl     [id, ...] a line
 //   node node.mjs FOLDER/BUNDLE tag     < texts.jsonl     [{"entity", "score", ...}, one a token] a line
+//   node node.mjs FOLDER/BUNDLE write   < texts.jsonl     the eight tokens behind the text, as text, a line
 // A text is a JSON string, or a list of two for a pair.
 import path from "node:path";
 import readline from "node:readline";
@@ -29,6 +30,16 @@ if (process.argv[3] === "encode") {
     const [first, second] = Array.isArray(text) ? text : [text, undefined];
     const { input_ids } = tokenizer(first, { text_pair: second, truncation: true, return_tensor: false });
     process.stdout.write(JSON.stringify(Array.isArray(input_ids[0]) ? input_ids[0] : input_ids) + "\n");
+  }
+} else if (process.argv[3] === "write") {
+  const write = await pipeline("text-generation", name, { dtype: "q8" });
+  for (const text of texts) {
+    const [{ generated_text: found }] = await write(text, {
+      max_new_tokens: 8,
+      do_sample: false,
+      return_full_text: false,
+    });
+    process.stdout.write(JSON.stringify(found) + "\n");
   }
 } else if (process.argv[3] === "tag") {
   const tag = await pipeline("token-classification", name, { dtype: "q8" });

@@ -149,6 +149,47 @@ def tagger(shared_bundle: Any, tmp_path: Path) -> Path:
     return tmp_path / "tagger"
 
 
+def test_a_language_model_writes_the_same(writer: Path, node: Callable[..., list[Any]]) -> None:
+    """Keys and values go round in transformers.js as they do here."""
+    prompts = ["where is my card", "the card has not arrived and", "i"]
+    ours = [one.text for one in Bundle.load(writer).predict(prompts, new_tokens=8)]
+    assert len(set(ours)) == 3
+    assert node(writer, "write", prompts) == ours
+
+
+@pytest.fixture
+def writer(shared_bundle: Any, tmp_path: Path) -> Path:
+    """A bundle of random weights that writes, whose tokens are those of GPT-2: bytes and what was learnt of them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
+    learn = trainers.BpeTrainer(vocab_size=400, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(shared_bundle.texts, learn)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.5}
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=tokenizer.get_vocab_size(), bos_token_id=0, eos_token_id=0, **sizes)
+    ).eval()
+    work, task = tmp_path / "work", TASKS["causal-lm"]
+    model.save_pretrained(work)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
+    whole.save_pretrained(work)
+    metadata = {"distill.format": "1", "distill.task": "causal-lm", "distill.max_length": "48", "distill.labels": "[]"}
+    metadata["distill.rules"] = json.dumps(task.rules(model))
+    spec = task.exported(model, ["input_ids", "attention_mask"])
+    export_graph(model, spec, work / "model.onnx", metadata=metadata)
+    quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target="portable", metadata=metadata)
+    facts = {"metrics": {}, "verification": [], "recipe_toml": 'name = "writer"\n', "versions": {"distill": "0"}}
+    files = {"fp32_onnx": work / "model.onnx", "int8_onnx": work / "int8.onnx", "model_folder": work}
+    named = {"name": "writer", "task": "causal-lm", "labels": [], "max_length": 48}
+    write_bundle(tmp_path / "writer", Contents(**named, **files, **facts, golden_texts=shared_bundle.texts[:3]))
+    return tmp_path / "writer"
+
+
 KNOWN = {
     "Han beyond the basic plane is one word": "𠀀𠀁",
     "a capital sigma at a word's end is lowered to a final one": "ΟΔΟΣ",
