@@ -19,6 +19,7 @@ from distill.objectives.presets import preset_terms, translate
 from distill.on_policy import OnPolicy
 from distill.recipe import TrainingRecipe
 from distill.run import Run
+from distill.step_clock import StepClock, speed_lines
 from distill.student import TABLE_COLUMNS
 from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
@@ -76,7 +77,9 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     wanted = run.recipe.teacher.finetune.model_dump()
     settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, "freeze_embeddings": False})
     encoded = run.encode(start, run.splits.train)
-    return _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
+    done = _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
+    curve: list[dict[str, Any]] = done["curve"]
+    return curve
 
 
 def label(run: Run) -> dict[str, Any]:
@@ -108,12 +111,12 @@ def train(run: Run) -> dict[str, Any]:
         before = _measure(run, checkpoint, run.splits.validation, "Measuring the student before training")
         run.progress.say(f"before training: {run.task.metric} {before.metrics[run.task.metric]:.4f}")
         encoded = run.transfer_set(checkpoint)
-        curve = _fit(
+        done = _fit(
             run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final,
             on_policy=_on_policy(run, checkpoint),
         )  # fmt: skip
         return {
-            "curve": curve,
+            **done,
             "before": before.metrics,
             "reason": reason,
             "objective": objective.describe(),
@@ -137,8 +140,7 @@ def baseline(run: Run) -> dict[str, Any]:
         settings = run.recipe.training
         more = len(run.transfer) / len(labelled)
         settings = settings.model_copy(update={"epochs": settings.epochs * more})
-        curve = _fit(run, checkpoint, hard_labels(checkpoint, run.task), None, labelled, settings, "baseline", final)
-        return {"curve": curve}
+        return _fit(run, checkpoint, hard_labels(checkpoint, run.task), None, labelled, settings, "baseline", final)
 
     inputs = {**run.train_inputs(None), "objective": "hard labels"}
     return run.ledger.once("baseline", inputs, work, scratch=run.work / "baseline", makes=[final])
@@ -163,8 +165,12 @@ def _fit(
     name: str,
     final: Path,
     on_policy: OnPolicy | None = None,
-) -> list[dict[str, Any]]:
-    """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`."""
+) -> dict[str, Any]:
+    """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`.
+
+    Returns:
+        `curve`, and `speed` of this process since its start.
+    """
     scratch = run.work / name
     task, padding = run.task, checkpoint.padding
     bf16 = use_bf16(settings.precision)
@@ -177,6 +183,7 @@ def _fit(
     def save(folder: Path) -> None:
         checkpoint.save(folder, task, run.recipe.data.max_length)
 
+    clock = StepClock(wait=settings.profile)
     curve = fit(
         checkpoint.model,
         objective,
@@ -193,11 +200,17 @@ def _fit(
         progress=run.progress,
         name=NAMES[name],
         on_policy=on_policy,
+        clock=clock,
     )
     if processes.is_main():
         replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
     processes.wait()
-    return curve
+    speed = clock.facts(checkpoint.model, bf16=bf16)
+    for line in speed_lines(speed):
+        run.progress.say(line)
+    if settings.profile:
+        run.progress.table(f"Where a step's time goes ({name})", ["part", "ms a step", "share"], clock.table())
+    return {"curve": curve, "speed": speed}
 
 
 def _on_policy(run: Run, checkpoint: Checkpoint) -> OnPolicy | None:

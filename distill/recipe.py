@@ -208,6 +208,7 @@ class TrainingRecipe(_Section):
     )
     freeze_embeddings: bool = Field(False, description="Leaves inherited embeddings as they are: faster steps.")
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
+    profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")
     baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")
 
 

@@ -411,7 +411,7 @@ class Run:
             "student": recipe.student.model_dump(mode="json"),
             "objective": objective.describe() if objective else None,
             "on_policy": recipe.objective.on_policy.model_dump(mode="json"),
-            "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds"}),
+            "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds", "profile"}),
             "seed": recipe.seed,
             **({"targets": recipe.objective.targets} if recipe.objective.targets != "gold" else {}),
         }

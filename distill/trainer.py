@@ -27,6 +27,7 @@ from distill.on_policy import OnPolicy
 from distill.optimizer import RowAdamW, total_norm
 from distill.rhythm import COMPLETE
 from distill.sampling import LengthBucketSampler, ProcessBatches
+from distill.step_clock import StepClock
 from distill.tasks import Encoded
 from distill.teacher import Teacher
 
@@ -45,8 +46,9 @@ class DistillationModule(nn.Module):
         objective: The losses; its projections are trained along.
     """
 
-    def __init__(self, student: Any, objective: Objective) -> None:
+    def __init__(self, student: Any, objective: Objective, clock: StepClock | None = None) -> None:
         super().__init__()
+        self._clock = clock or StepClock()
         self.student = student
         self.objective = objective
         self._tapped = TappedModel(student, sorted(objective.student_taps))
@@ -55,8 +57,9 @@ class DistillationModule(nn.Module):
         self, batch: Mapping[str, Tensor], teacher: Features, progress: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of each term, in fp32 whatever autocast the student runs under."""
-        features = self._tapped(batch)
-        with torch.autocast(batch["attention_mask"].device.type, enabled=False):
+        with self._clock.part("student"):
+            features = self._tapped(batch)
+        with self._clock.part("losses"), torch.autocast(batch["attention_mask"].device.type, enabled=False):
             return self.objective({name: value.float() for name, value in features.items()}, teacher, batch, progress)
 
 
@@ -85,6 +88,7 @@ class DistillationTrainer(transformers.Trainer):
         on_policy: Lets the student write some of its batches.
         vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
+        clock: Told where the time goes.
     """
 
     control: TrainerControl
@@ -102,13 +106,19 @@ class DistillationTrainer(transformers.Trainer):
         on_policy: OnPolicy | None = None,
         vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
         by_rows: nn.Embedding | None = None,
+        clock: StepClock | None = None,
     ) -> None:
+        self.clock = clock or StepClock()
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
-        module = DistillationModule(student, objective)
+        module = DistillationModule(student, objective, self.clock)
         super().__init__(
-            model=module, args=args, train_dataset=train_dataset, data_collator=collate, callbacks=callbacks
+            model=module,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=collate,
+            callbacks=[*(callbacks or []), self.clock],
         )
         self.remove_callback(transformers.PrinterCallback)
         # Each term is divided here, once: the Trainer must not divide by the accumulation steps as well.
@@ -154,6 +164,12 @@ class DistillationTrainer(transformers.Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[Any], dict[str, Tensor]]:
         """Draws one accumulation window and counts its valid items, over all processes."""
+        with self.clock.part("data"):
+            return self._window(epoch_iterator, num_batches, device)
+
+    def _window(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], dict[str, Tensor]]:
         batches = []
         for _ in range(num_batches):
             try:
@@ -166,6 +182,7 @@ class DistillationTrainer(transformers.Trainer):
         objective = self.accelerator.unwrap_model(self.model).objective
         counts: dict[str, Tensor] = {}
         for batch in batches:
+            self.clock.count(batch["attention_mask"])
             for unit, count in objective.counts(batch).items():
                 own = torch.zeros_like(count) if IDLE in batch else count
                 counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
@@ -176,6 +193,11 @@ class DistillationTrainer(transformers.Trainer):
         if self._on_policy is None or IDLE in batch:
             return batch
         return self._on_policy(self.student, batch, self.state.global_step, number, self.accelerator.process_index)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One batch; what neither teacher, student nor losses take of it is the way back."""
+        with self.clock.part("backward"):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -192,7 +214,9 @@ class DistillationTrainer(transformers.Trainer):
         progress = self.state.global_step / max(1, self.state.max_steps)
         objective = self.accelerator.unwrap_model(model).objective
         share = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
-        terms = model(inputs, self.teacher.features(inputs), progress)
+        with self.clock.part("teacher"):
+            said = self.teacher.features(inputs)
+        terms = model(inputs, said, progress)
         weights = objective.weights(progress)
         window = num_items_in_batch if isinstance(num_items_in_batch, dict) else objective.counts(inputs)
         losses = {
@@ -219,9 +243,10 @@ class DistillationTrainer(transformers.Trainer):
         return super().create_optimizer(model)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if self._table is None:
-            return super()._clip_grad_norm(model)
-        return total_norm(model.parameters(), self.args.max_grad_norm)
+        with self.clock.part("clipping"):
+            if self._table is None:
+                return super()._clip_grad_norm(model)
+            return total_norm(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if self._table is None or grad_norm is not None:

@@ -21,6 +21,7 @@ from distill.progress import SILENT, Progress
 from distill.quick import quick
 from distill.recipe import TrainingRecipe
 from distill.rhythm import Rhythm, latest_checkpoint
+from distill.step_clock import StepClock
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
 from distill.trainer import DistillationModule, DistillationTrainer
@@ -45,6 +46,7 @@ def fit(
     progress: Progress = SILENT,
     name: str = "Training",
     on_policy: OnPolicy | None = None,
+    clock: StepClock | None = None,
 ) -> list[dict[str, Any]]:
     """Trains until the end, from the newest complete checkpoint in `folder` if there is one.
 
@@ -64,6 +66,7 @@ def fit(
         progress: Drawn while it runs.
         name: What the progress is called.
         on_policy: Lets the student write some of its batches.
+        clock: Told where the time goes.
 
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
@@ -85,7 +88,7 @@ def fit(
             return task.vary(row, seed, epoch)
 
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows
+            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock
         )
         if not processes.is_main():
             torch.manual_seed(seed + processes.number())  # each process drops out other units
