@@ -1,0 +1,90 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+from distill.errors import DataError
+from distill.heads.images import CONFIG, Preprocessing, encode_image, read_image, reread, written
+
+RNG = np.random.default_rng(0)
+
+
+def saved(processor, folder):
+    processor.save_pretrained(folder)
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessorPil(size={"height": 16, "width": 24}),
+        ViTImageProcessorPil(size={"height": 16, "width": 16}, resample=3, image_mean=[0.1, 0.2, 0.3]),
+        ViTImageProcessorPil(size={"height": 16, "width": 16}, do_normalize=False),
+        CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 18}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(8, 8, 3), (37, 51, 3), (51, 20, 3), (16, 16, 3)])
+def test_pixels_are_those_of_the_image_processor(processor, shape, tmp_path):
+    image = RNG.integers(0, 256, shape, np.uint8)
+    ours = Preprocessing.of(saved(processor, tmp_path))
+    wanted = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    found = ours.normalise(ours.pixels(image))
+    assert found.shape == ours.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_an_image_is_the_same_from_a_file_bytes_lists_and_grey(tmp_path):
+    grey = RNG.integers(0, 256, (8, 8), np.uint8)
+    path = tmp_path / "one.png"
+    path.write_bytes(encode_image(grey))
+    for given in (str(path), path, path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, grey.tolist()):
+        np.testing.assert_array_equal(read_image(given), grey)
+    pixels = Preprocessing((8, 8), None, 2, 1.0, (0.0,) * 3, (1.0,) * 3).pixels(grey)
+    np.testing.assert_array_equal(pixels, np.stack([grey] * 3))
+    one = Preprocessing((8, 8), None, 2, 1.0, (0.0,), (1.0,)).pixels(np.stack([grey] * 3, axis=2))
+    np.testing.assert_array_equal(one, grey[None])
+
+
+def test_what_json_keeps_is_given_back():
+    pixels = RNG.integers(0, 256, (3, 5, 7), np.uint8)
+    np.testing.assert_array_equal(reread(json.loads(json.dumps(written(pixels)))), pixels)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (b"not an image", "12 bytes do not decode as an image"),
+        ("nowhere.png", "there is no such image file"),
+        ([[1, 2], [3]], "rows of unequal length"),
+        ([[1, 300], [3, 4]], "numbers from 1 to 300 are no pixels"),
+        ([1, 2, 3], r"an array of 1 dimensions \(3,\) is no image"),
+        (None, "None is no image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(given, reason):
+    with pytest.raises(DataError, match=reason) as caught:
+        read_image(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_cut_off_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(file, "PNG")
+    with pytest.raises(DataError, match="do not decode"):
+        read_image(file.getvalue()[:200])
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"do_pad": True, "size": {"height": 8, "width": 8}}, "do_pad is not known"),
+        ({"size": {"shortest_edge": 8}}, "names no height and width"),
+        ({}, "names no height and width"),
+    ],
+)
+def test_a_processor_that_does_something_else_is_refused(config, reason):
+    with pytest.raises(DataError, match=reason):
+        Preprocessing.of(config)
