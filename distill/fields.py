@@ -5,13 +5,18 @@ A task names its kinds; a new kind enters `INPUTS` or `TARGETS`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
+
+from distill.errors import DataError
+from distill.heads.images import encode_image, read_image
 
 Read = tuple[Any, str | None]
 """A value and None, or None and what is wrong with it."""
@@ -25,11 +30,13 @@ class Input:
         feature: What the dataset keeps.
         read: From the value of a row and the column's name.
         content: What makes two rows the same.
+        located: A value with what it names in the table's folder in its place.
     """
 
     feature: Any
     read: Callable[[Any, str], Read]
     content: Callable[[Any], str]
+    located: Callable[[Any, Path | None], Any] = lambda value, folder: value
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,40 @@ def _read_text(value: Any, column: str) -> Read:
         return (value, None) if value.strip() else (None, f"{column!r} is empty")
     if missing(value):
         return None, f"{column!r} is missing"
+    if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
+        return None, f"{column!r} holds images, not text; task image-classification reads those"
     return None, f"{column!r} is {type(value).__name__}, not text; it holds {value!r:.40}"
+
+
+def _in_folder(value: Any, folder: Path | None) -> Any:
+    """The bytes of the file that a path names, which must lie in the folder of the table; or what is wrong with it."""
+    path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
+    if not isinstance(path, str) or path.lstrip().startswith("["):
+        return _from_json(value)
+    if folder is None:
+        return {"wrong": f"{path!r:.80} is a path, and the data is no file that it could stand beside"}
+    whole = folder / path
+    if not whole.resolve().is_relative_to(folder.resolve()):
+        return {"wrong": f"the image {path!r:.80} lies outside {folder}"}
+    if not whole.is_file():
+        return {"wrong": f"there is no image file {path!r:.80} in {folder}"}
+    return {"bytes": whole.read_bytes(), "path": path}
+
+
+def _read_picture(value: Any, column: str) -> Read:
+    """PNG, JPEG or what else Pillow decodes, as bytes; numbers become a PNG."""
+    if missing(value):
+        return None, f"{column!r} is missing"
+    if isinstance(value, Mapping) and "wrong" in value:
+        return None, str(value["wrong"])
+    try:
+        array = read_image(value)
+    except DataError as error:
+        return None, f"{column!r} holds no image: {error.what}"
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    named = value.get("path") if isinstance(value, Mapping) else None
+    content = content if isinstance(content, bytes) else encode_image(array)
+    return {"bytes": content, "path": named or "image"}, None
 
 
 def _read_words(value: Any, column: str) -> Read:
@@ -202,6 +242,12 @@ _TEXT, _TEXTS = datasets.Value("string"), datasets.Sequence(datasets.Value("stri
 INPUTS: dict[str, Input] = {
     "text": Input(_TEXT, _read_text, str),
     "words": Input(_TEXTS, _read_words, " ".join),
+    "image": Input(
+        {"bytes": datasets.Value("binary"), "path": _TEXT},
+        _read_picture,
+        lambda value: hashlib.sha256(value["bytes"]).hexdigest(),
+        _in_folder,
+    ),
 }
 """By the name that `Task.inputs` gives."""
 

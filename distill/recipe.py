@@ -260,6 +260,7 @@ class Recipe(_Section):
         "question-answering",
         "regression",
         "sentence-embedding",
+        "image-classification",
         "seq2seq",
         "token-classification",
     ] = Field("auto", description="`auto` reads it from the teacher's architecture.")

@@ -112,7 +112,7 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
     skipped: Counter[str] = Counter()
     for row, raw_text in enumerate(texts):
         pair, label = None if pairs is None else pairs[row], None
-        value, problem = columns.input.read(raw_text, columns.text)
+        value, problem = columns.input.read(columns.input.located(raw_text, table.folder), columns.text)
         problem = table.broken.get(row) or problem
         if problem is None and columns.text_pair is not None:
             _, problem = INPUTS["text"].read(pair, columns.text_pair)

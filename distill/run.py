@@ -191,6 +191,11 @@ class Run:
         ]
         return sha256_json({path.name: sha256_file(path) for path in files})
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a row at most."""
+        return self.task.longest(self.teacher.model.config, self.recipe.data.max_length)
+
     def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
         encoded = encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)

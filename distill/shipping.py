@@ -40,7 +40,7 @@ from distill.run import Run, encode_rows, texts_of
 from distill.tables import read_table
 from distill.tasks import TASKS, Batch, Encoded, Padding, Task
 from distill.tasks.base import Predictor
-from distill.teacher import Checkpoint, load_checkpoint, load_tokenizer, padding_of
+from distill.teacher import Checkpoint, load_checkpoint, load_reader, padding_of
 
 LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
 
@@ -107,7 +107,7 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
         "distill.format": "1",
         "distill.task": run.task.name,
         "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
-        "distill.max_length": str(run.recipe.data.max_length),
+        "distill.max_length": str(run.longest),
         "distill.recipe": run.recipe.fingerprint(),
         "distill.versions": json.dumps(versions(), sort_keys=True),
         "distill.target": _target(run),
@@ -187,7 +187,9 @@ def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Pa
 
 def _lengths(run: Run) -> list[int]:
     """The recipe's lengths, as far as the model takes them."""
-    longest = run.recipe.data.max_length
+    longest = run.longest
+    if not run.task.stretches:
+        return [longest]
     return [length for length in run.recipe.bench.lengths if length <= longest] or [longest]
 
 
@@ -242,7 +244,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     name=run.recipe.name,
                     task=run.task.name,
                     labels=run.teacher.labels,
-                    max_length=run.recipe.data.max_length,
+                    max_length=run.longest,
                     fp32_onnx=_shipped(run, "student"),
                     int8_onnx=_shipped(run, "student-int8"),
                     model_folder=run.folder / "student",
@@ -450,7 +452,7 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     table = read_table(source, "test")
     sides = {"train": usable_rows(table, named, report)}
     _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_reader(str(folder), task)
     encoded = encode_rows(task, sides["train"].dataset(), tokenizer, bundle.max_length, bundle.labels)
     padding = padding_of(tokenizer)
     found = evaluate(bundle.model, encoded, task, padding, batch_size=1, settings=bundle.settings)

@@ -23,6 +23,7 @@ import pyarrow.parquet
 from distill.errors import DataError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _FIX = f"Give a file ({', '.join(FORMATS)}), a folder written by save_to_disk, or a hub id such as name/data:config."
 
 
@@ -43,6 +44,12 @@ class Table:
     broken: Mapping[int, str] = field(default_factory=dict)
     label_names: Mapping[str, list[str]] = field(default_factory=dict)
     dataset: datasets.Dataset | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the paths in it begin; None where it is no file here."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else path.parent if path.is_file() else None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -76,7 +83,8 @@ def load_table(source: str | Path, split: str | None = None) -> datasets.Dataset
 
     Args:
         source: A file (.csv, .tsv, .jsonl, .json, .parquet, .txt: a text a line), a folder written by `save_to_disk`,
-            or a hub id: `name/data`, `name/data:config`, `name/data:config:split`.
+            a folder with a folder of images a label, or a hub id: `name/data`, `name/data:config`,
+            `name/data:config:split`.
         split: Which split of a hub id or of a saved DatasetDict; `train` when None.
 
     Raises:
@@ -217,12 +225,24 @@ def _read_json(path: Path) -> Table:
 
 def _read_folder(path: Path, split: str | None) -> Table:
     if not any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        images = _labelled_images(path)
+        if images:
+            return Table(str(path), {"image": [one for one, _ in images], "label": [label for _, label in images]})
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
         raise DataError(f"is not a folder written by save_to_disk; it holds {inside}", where=str(path), fix=_FIX)
     loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.Dataset):
         return _from_dataset(str(path), loaded)
     return _from_dataset(str(path), _pick(loaded, split, str(path)))
+
+
+def _labelled_images(path: Path) -> list[tuple[str, str]]:
+    """(path, label) of every image in a folder with a folder a label."""
+    return [
+        (file.relative_to(path).as_posix(), file.parent.name)
+        for file in sorted(path.glob("*/*"))
+        if file.suffix.lower() in IMAGES and file.is_file()
+    ]
 
 
 def _read_hub(source: str, split: str | None) -> Table:
@@ -257,6 +277,9 @@ def _pick(splits: Mapping[str, datasets.Dataset], split: str | None, where: str)
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> Table:
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):  # decoded when they are checked, not here
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
     each = {column: getattr(feature, "feature", feature) for column, feature in dataset.features.items()}  # of lists
     names = {column: list(kind.names) for column, kind in each.items() if isinstance(kind, datasets.ClassLabel)}
     columns = {column: dataset[column] for column in dataset.column_names}

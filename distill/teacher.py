@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,10 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from distill.errors import TeacherError
+from distill.errors import DataError, TeacherError
 from distill.features import Features, TappedModel
+from distill.heads.images import CONFIG
+from distill.readers import ImageReader, image_reader
 from distill.tasks import Padding, Task
 
 _QUIET: dict[str, Any] = {
@@ -40,7 +42,7 @@ class Checkpoint:
 
     Attributes:
         model: In fp32, on the CPU, in evaluation mode.
-        tokenizer: The fast tokenizer it was trained with.
+        tokenizer: The fast tokenizer it was trained with, or the `ImageReader` of a model that reads images.
         labels: Label names by class number.
         source: The folder or hub id it came from.
     """
@@ -62,6 +64,8 @@ class Checkpoint:
 
     def tokenizer_hash(self) -> str:
         """sha256 of the tokenizer's own serialisation."""
+        if isinstance(self.tokenizer, ImageReader):
+            return self.tokenizer.digest()
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
     def save(self, folder: Path, task: Task, max_length: int) -> None:
@@ -72,6 +76,9 @@ class Checkpoint:
 
 def padding_of(tokenizer: Any, config: Any = None) -> Padding:
     """What fills short rows of a batch, by a tokenizer of transformers, and what a decoder of `config` starts with."""
+    if isinstance(tokenizer, ImageReader):
+        words = Padding() if tokenizer.tokenizer is None else padding_of(tokenizer.tokenizer)
+        return replace(words, images=tokenizer.images)
     kinds = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
     fill = int(tokenizer.pad_token_id)
     values = {"input_ids": fill, "token_type_ids": kinds, "decoder_input_ids": fill}
@@ -143,8 +150,10 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
             fix="Fine-tune it first: name it as `teacher.start` instead of `teacher.checkpoint`.",
         )
     task.restore(model, beside, lambda path: _file(source, revision, path))
-    tokenizer = load_tokenizer(source, revision)
-    _check_tokenizer(tokenizer, model, source)
+    tokenizer = load_reader(source, task, revision)
+    words = tokenizer.tokenizer if isinstance(tokenizer, ImageReader) else tokenizer
+    if words is not None:
+        _check_tokenizer(words, model, source)
     found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)] if task.named else []
     return Checkpoint(model.eval(), tokenizer, found, source)
 
@@ -158,6 +167,29 @@ def _beside(source: str, revision: str, paths: Iterable[str]) -> dict[str, Any]:
 def _file(source: str, revision: str, path: str) -> Path | None:
     found = cached_file(source, path, revision=revision or None, **_QUIET)
     return Path(found) if found else None
+
+
+def load_reader(source: str, task: Task, revision: str = "") -> Any:
+    """What turns rows of the data into what the model reads: a tokenizer, or an `ImageReader` that may hold one.
+
+    Raises:
+        TeacherError: It is missing or cannot be used.
+    """
+    words = load_tokenizer(source, revision) if "text" in task.reads else None
+    if "image" not in task.reads:
+        return words
+    config: dict[str, Any] = {}
+    for name in (CONFIG, "processor_config.json"):  # CLIP's processors write the second
+        config = config or _beside(source, revision, [name]).get(name, {})
+    shape, tokens = task.images(load_config(source, revision))
+    try:
+        return image_reader(config.get("image_processor", config), shape, tokens, words)
+    except DataError as error:
+        raise TeacherError(
+            f"its images cannot be read as it did ({error.where}: {error.what})",
+            where=source,
+            fix="Save its image processor beside the weights: processor.save_pretrained(FOLDER).",
+        ) from error
 
 
 def load_tokenizer(source: str, revision: str = "") -> Any:
@@ -228,6 +260,7 @@ def position_limit(config: Any) -> int | None:
 
     RoBERTa and its kin number positions from `padding_idx + 1`: that many rows of the table are never used.
     """
+    config = getattr(config, "text_config", config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions <= 0:
         return None

@@ -16,7 +16,8 @@ from distill.export.ort_format import write_ort
 from distill.export.pieces import bytes_of, files_of, pieces
 from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
 from distill.files import replace_folder, sha256_file, write_json, write_text
-from distill.heads import Text
+from distill.heads import HEADS, Text
+from distill.heads.images import CONFIG
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -83,16 +84,19 @@ def _fill(folder: Path, contents: Contents) -> None:
         arm = open_graph(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
         for file in files_of(folder / QUANTIZED):
             write_ort(file, folder / "onnx", arm=arm)
-    for name in ("config.json", WRITING, *TOKENIZER_FILES):
+    reads = HEADS[contents.task].reads
+    needed = ["config.json", *(TOKENIZER_FILES[:2] if "text" in reads else ()), *([CONFIG] if "image" in reads else ())]
+    for name in dict.fromkeys((*needed, WRITING, *TOKENIZER_FILES)):
         source = contents.model_folder / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
-        elif name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        elif name in needed:
             raise BundleError(f"{name} is missing", where=str(contents.model_folder), fix="Train the student again.")
     for name in contents.beside:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(contents.model_folder / name, folder / name)
-    _cut_at(folder / "tokenizer_config.json", contents.max_length)
+    if "text" in reads:
+        _cut_at(folder / "tokenizer_config.json", contents.max_length)
     write_text(folder / "recipe.toml", contents.recipe_toml)
     bundle = Bundle.load(folder)
     if bundle.labels != list(contents.labels):
@@ -122,17 +126,9 @@ def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]
     """What the shipped file says of the first window of each text, asked one by one: text, ids and the head's proof."""
     vectors = []
     for text in texts:
-        window = bundle.head.windows(bundle.tokenizer, [text])[0][0]
-        proof = bundle.prove(window)
-        pair = {"text_pair": text[1]} if isinstance(text, tuple) else {}
-        vectors.append(
-            {
-                "text": text[0] if isinstance(text, tuple) else text,
-                **pair,
-                "ids": list(window.ids),
-                bundle.head.proof: proof.astype(float).tolist(),
-            }
-        )
+        window = bundle.head.windows(bundle.reader, [text])[0][0]
+        proof = {"ids": list(window.ids), bundle.head.proof: bundle.prove(window).astype(float).tolist()}
+        vectors.append({**bundle.head.kept(text, window), **proof})
     return vectors
 
 

@@ -25,6 +25,7 @@ class Facts:
         inputs: Names that the graph is fed, int64 (batch, length).
         pairs: It was taught with two texts.
         code: Python that asks it, where its answer is not one label.
+        pipeline: The name of its pipeline in transformers.js.
     """
 
     labels: Sequence[str]
@@ -32,6 +33,7 @@ class Facts:
     inputs: Sequence[str]
     pairs: bool
     code: str | None = None
+    pipeline: str = "text-classification"
 
 
 def python(facts: Facts) -> str:
@@ -53,10 +55,11 @@ env.allowRemoteModels = false;
 env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
 """
     if not facts.pairs:
+        given = "an-image.png" if facts.pipeline == "image-classification" else "a text"
         return f"""
 import {{ env, pipeline }} from "@huggingface/transformers";
-{start}const classify = await pipeline("text-classification", "THIS-FOLDER", {{ dtype: "q8" }});
-console.log(await classify("a text"));
+{start}const classify = await pipeline("{facts.pipeline}", "THIS-FOLDER", {{ dtype: "q8" }});
+console.log(await classify("{given}"));
 """
     return f"""
 import {{ AutoModelForSequenceClassification, AutoTokenizer, env, softmax }} from "@huggingface/transformers";
@@ -235,7 +238,7 @@ CLIENTS = (
     Client(
         "JavaScript",
         "javascript",
-        "Node and browsers: `npm install @huggingface/transformers`. `distill demo-page` makes a whole page.",
+        "Node and browsers: `npm install @huggingface/transformers`.",
         javascript,
     ),
     Client(
@@ -261,8 +264,10 @@ def usage(facts: Facts, languages: Sequence[str] = ("Python", "JavaScript", "Kot
     parts = []
     for client in (client for client in CLIENTS if client.title in languages):
         block = "\n".join(("```" + client.fence, client.code(facts).strip("\n"), "```"))
-        parts.append(f"### {client.title}\n\n{client.setup}\n\n{block}")
-        if client.title == "JavaScript":
+        page = client.title == "JavaScript" and facts.pipeline == "text-classification"
+        setup = client.setup + " `distill demo-page` makes a whole page." * page
+        parts.append(f"### {client.title}\n\n{setup}\n\n{block}")
+        if client.title == "JavaScript" and facts.pipeline == "text-classification":
             parts.append(
                 f"transformers.js 4 cuts a text of more than {facts.max_length} tokens together with its closing "
                 "special token: shorten\nlong texts before you ask it."

@@ -56,7 +56,7 @@ def write_demo_page(
     """
     bundle, folder = Path(bundle), Path(folder)
     loaded = Bundle.load(bundle)  # refuses what is broken before anything is written
-    if not isinstance(loaded.head, Classifier):
+    if type(loaded.head) is not Classifier:
         raise BundleError(
             f"it is made for {loaded.task}; the page shows one label a text",
             where=str(bundle),

@@ -21,6 +21,7 @@ class Card:
         clients: Languages of `clients.CLIENTS` whose code is written out.
         code: Python that asks the bundle, None for the classifier's.
         files: What the int8 graph is in.
+        fed: What its inputs are, where they are not token ids.
     """
 
     pipeline: str
@@ -29,6 +30,7 @@ class Card:
     clients: tuple[str, ...] = ("Python",)
     code: str | None = None
     files: str = "`onnx/model_quantized.onnx`"
+    fed: str = "int64 of shape (batch, length), made by `tokenizer.json`"
 
 
 _EACH = "answers with {count} labels: {labels}"
@@ -80,6 +82,14 @@ CARDS = {
         code='print(bundle("a text").text)\nprint(bundle("a text", "what came of it").likelihood)',
         files="`onnx/encoder_model_quantized.onnx` and `onnx/decoder_model_merged_quantized.onnx`",
     ),
+    "image-classification": Card(
+        "image-classification",
+        _EACH,
+        "(batch, {count})",
+        clients=("Python", "JavaScript"),
+        code='print(bundle("an-image.png").label)  # or an array (height, width, 3) of uint8',
+        fed="float32 of shape (batch, channels, height, width), made as `preprocessor_config.json` says",
+    ),
     "sentence-embedding": Card(
         "sentence-similarity",
         "gives a vector of length 1, the output `sentence_embedding`: the product of two is their similarity",
@@ -117,7 +127,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     ]
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
-    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")), card.code)
+    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")), card.code, card.pipeline)
     columns = f"Its columns:\n\n```json\n{as_json(labels)}\n```\n" if labels else ""
     text = f"""
 # {_plain(manifest["name"])}
@@ -138,7 +148,7 @@ On the test data, each number measured on the file or model named.
 ### Any other ONNX Runtime
 
 Feed {_names(inputs)}
-as int64 of shape (batch, length), made by `tokenizer.json`; read {_names(outputs)}
+as {card.fed}; read {_names(outputs)}
 as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
 ## Check
 

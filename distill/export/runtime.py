@@ -25,12 +25,14 @@ from distill.errors import BundleError
 from distill.export.pieces import files_of
 from distill.heads import HEADS, Asked, Text, Window
 from distill.heads.generation import Rules, beam, greedy
+from distill.heads.images import CONFIG, Preprocessing
 
 Array = np.ndarray
 
 QUANTIZED, FULL = "onnx/model_quantized.onnx", "onnx/model.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """How the names begin of what a graph remembers, as inputs and as outputs."""
+PIXELS = "pixel_values"
 STREAM = 256
 """Texts held at a time when streaming: enough to sort by length, little enough to forget."""
 
@@ -228,9 +230,17 @@ class Bundle:
         tokenizer: As the bundle has it.
         padding: Values that fill short rows, by input.
         folder: Where it came from, for errors.
+        images: How images are read, where they are.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, padding: Mapping[str, int], folder: Path) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        padding: Mapping[str, int],
+        folder: Path,
+        images: Preprocessing | None = None,
+    ) -> None:
         self.model, self.folder = model, folder
         try:
             self.task = model.metadata["distill.task"]
@@ -244,7 +254,10 @@ class Bundle:
                 f"its metadata has no usable {error}", where=str(model.path), fix="Export it again with distill."
             ) from None
         self._padding = padding
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
+        self.images = images
+        if tokenizer is None:
+            return
         tokenizer.no_padding()
         stride = int(self.head.stride * self.max_length)
         tokenizer.enable_truncation(self.max_length, stride=stride, strategy=self.head.cut)
@@ -268,14 +281,10 @@ class Bundle:
         for part in files_of(folder / name):
             inside(folder, str(Path(name).with_name(part.name)))
         model = open_graph(folder / name, threads=threads)
-        path = inside(folder, "tokenizer.json")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(
-                f"cannot be read ({reason})", where=str(path), fix="Copy the whole bundle again."
-            ) from None
+        head = HEADS.get(model.metadata.get("distill.task", ""))
+        reads = head.reads if head else ("text",)
+        tokenizer = _tokenizer(folder) if "text" in reads else None
+        images = _preprocessing(folder) if "image" in reads else None
         path = inside(folder, "config.json")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -285,7 +294,7 @@ class Bundle:
             raise BundleError(
                 f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again."
             ) from None
-        bundle = cls(model, tokenizer, padding, folder)
+        bundle = cls(model, tokenizer, padding, folder, images)
         if bundle.labels and named != bundle.labels:
             raise BundleError(
                 f"labels {named[:4]} in config.json are not the graph's {bundle.labels[:4]}",
@@ -293,6 +302,13 @@ class Bundle:
                 fix="The files belong to different exports: copy the whole bundle again.",
             )
         return bundle
+
+    @property
+    def reader(self) -> Any:
+        """What the head makes windows with: a tokenizer, a `Preprocessing`, or both."""
+        if self.images is None or self.tokenizer is None:
+            return self.images or self.tokenizer
+        return self.tokenizer, self.images
 
     def __call__(self, text: Text, pair: str | None = None) -> Any:
         """The prediction for one text or one pair."""
@@ -308,7 +324,7 @@ class Bundle:
             new_tokens: How many are written behind each text at most, where the bundle writes; None leaves it to the
                 bundle, 0 writes nothing.
         """
-        found = self.head.windows(self.tokenizer, texts)
+        found = self.head.windows(self.reader, texts)
         windows = [one for row in found for one in row]
         said: dict[int, dict[str, Array]] = {}
         order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
@@ -329,7 +345,9 @@ class Bundle:
         if self.model.encodes:
             targets = [getattr(one, "target", None) for one in windows]
             return [self._follow(row, target) if target else {} for row, target in zip(rows, targets, strict=True)]
-        outputs = self.model.predict(self.pad(rows))
+        pixels = [one.pixels for one in windows if one.pixels is not None and self.images is not None]
+        batch = self.pad(rows) if not pixels else {PIXELS: self.images.normalise(np.stack(pixels))}  # type: ignore[union-attr]
+        outputs = self.model.predict(batch)
         return [
             {
                 name: value[row, : len(one.ids)] if name in self.model.by_token else value[row]
@@ -392,7 +410,7 @@ class Bundle:
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
-        found = self.head.windows(self.tokenizer, texts)
+        found = self.head.windows(self.reader, texts)
         return [{"input_ids": list(row[0].ids), "token_type_ids": list(row[0].types)} for row in found]
 
     def pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Array]:
@@ -408,6 +426,23 @@ class Bundle:
             batch["token_type_ids"][index, :length] = row["token_type_ids"]
             batch["attention_mask"][index, :length] = 1
         return batch
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = inside(folder, "tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"cannot be read ({reason})", where=str(path), fix="Copy the whole bundle again.") from None
+
+
+def _preprocessing(folder: Path) -> Preprocessing:
+    path = inside(folder, CONFIG)
+    try:
+        return Preprocessing.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:  # DataError is a ValueError
+        raise BundleError(f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again.") from None
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -166,7 +166,7 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     try:
         lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
         kept = [json.loads(line) for line in lines]
-        texts = [(line["text"], line["text_pair"]) if "text_pair" in line else line["text"] for line in kept]
+        texts = [bundle.head.asked(line) for line in kept]
         then = [np.atleast_1d(np.array(line[bundle.head.proof], np.float64)) for line in kept]
         ids = [line["ids"] for line in kept]
     except (ValueError, KeyError, TypeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
 from distill.heads.embedding import Embedder, Embedding, Similarity
+from distill.heads.image_classification import ImageClassifier
 from distill.heads.language import Continuation, Writer
 from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
@@ -21,6 +22,7 @@ HEADS: dict[str, Head] = {
     "masked-lm": Encoder(),
     "multi-label": MultiLabel(),
     "question-answering": Reader(),
+    "image-classification": ImageClassifier(),
     "regression": Regressor(),
     "token-classification": Tagger(),
     "sentence-embedding": Embedder(),
@@ -40,6 +42,7 @@ __all__ = [
     "Encoder",
     "Entity",
     "Head",
+    "ImageClassifier",
     "Label",
     "Labels",
     "MultiLabel",

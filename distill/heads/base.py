@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ class Window:
         offsets: (begin, end) of each token in characters of its text.
         words: Number of the word of each token, None for special tokens.
         sequences: 0 for tokens of the first text, 1 for the second, None for special tokens.
+        pixels: (C, H, W) uint8 of an image, which has no tokens.
     """
 
     ids: Sequence[int]
@@ -33,6 +34,7 @@ class Window:
     offsets: Sequence[tuple[int, int]]
     words: Sequence[int | None]
     sequences: Sequence[int | None]
+    pixels: Any = field(default=None, kw_only=True)
 
 
 class Prediction(Protocol):
@@ -69,11 +71,13 @@ class Head(ABC):
         proof: Name under which golden vectors keep what `prove` gives.
         stride: Share of a window that the next one repeats; 0 cuts a long text.
         cut: Which of two texts is cut, as `tokenizers` names strategies.
+        reads: What it reads: `text` takes a tokenizer, `image` a preprocessor_config.json.
     """
 
     proof: ClassVar[str] = "probabilities"
     stride: ClassVar[float] = 0.0
     cut: ClassVar[str] = "longest_first"
+    reads: ClassVar[tuple[str, ...]] = ("text",)
 
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
         """The windows of each text. `tokenizer` (of tokenizers) cuts at the bundle's maximum length.
@@ -95,6 +99,18 @@ class Head(ABC):
             labels: Names by class number.
             settings: Of the bundle, such as thresholds.
         """
+
+    def kept(self, text: Text, window: Window) -> dict[str, Any]:
+        """What golden vectors keep of a text, as plain values."""
+        return {"text": text[0], "text_pair": text[1]} if isinstance(text, tuple) else {"text": text}
+
+    def asked(self, line: Mapping[str, Any]) -> Text:
+        """The text of a line of golden vectors.
+
+        Raises:
+            KeyError: The line holds none.
+        """
+        return (line["text"], line["text_pair"]) if "text_pair" in line else line["text"]
 
     def prove(self, outputs: Mapping[str, Array]) -> Array:
         """The numbers of one window that are kept as a proof and compared later, at the scale of probabilities.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from distill.errors import TeacherError
 from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
 from distill.tasks.causal_lm import CausalLM
+from distill.tasks.image_classification import ImageClassification
 from distill.tasks.masked_lm import MaskedLanguageModel
 from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         Regression(),
         TokenClassification(),
         QuestionAnswering(),
+        ImageClassification(),
         CausalLM(),
         Seq2Seq(),  # before sentence-embedding: MarianMTModel ends in Model
         SentenceEmbedding(),  # behind causal-lm: every name that ends in LMHeadModel ends in Model

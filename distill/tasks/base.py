@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from distill.heads import HEADS
+from distill.heads.images import Preprocessing
+
 Array = np.ndarray
 Batch = dict[str, Array]
 """What the model reads, such as input_ids (B, L) int64; attention_mask (B, L) int64, 1 where there is a token, be it of
@@ -143,10 +146,12 @@ class Padding:
     Attributes:
         values: By column.
         start: The token before the first that a decoder writes.
+        images: How pixels become numbers, where the task reads images.
     """
 
     values: Mapping[str, int] = field(default_factory=dict)
     start: int = 0
+    images: Preprocessing | None = None
 
     def stack(self, rows: Sequence[Mapping[str, Any]], name: str, length: int) -> Array:
         """(B, length) int64 of one ragged column."""
@@ -241,6 +246,11 @@ class Task(ABC):
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
     stretches: ClassVar[bool] = True
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What its models read: `text`, `image`."""
+        return HEADS[self.name].reads
+
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids of `rows`: columns `text`, optionally `text_pair`, and `label` (None where there is none)."""
@@ -278,6 +288,14 @@ class Task(ABC):
     def exported(self, model: Any, inputs: Iterable[str]) -> GraphSpec:
         """`graph`, with what only this model tells, such as how many layers remember."""
         return self.graph(inputs)
+
+    def longest(self, config: Any, max_length: int) -> int:
+        """Tokens of a row at most: the recipe's maximum, or what an image has."""
+        return max_length
+
+    def images(self, config: Any) -> tuple[tuple[int, int, int], int]:
+        """(C, H, W) of the images that a model reads, and how many tokens one is to it."""
+        raise NotImplementedError(f"{self.name} reads no images")
 
     def rules(self, model: Any) -> dict[str, Any]:
         """What a bundle needs to write texts, as `distill.heads.generation.Rules` reads it; empty where it does not."""

@@ -12,16 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from distill.export.bundle import Contents, write_bundle
-from distill.export.clients import Facts, javascript
+from distill.export.clients import Facts, javascript, usage
 from distill.export.graph import export_graph
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import Bundle
 from distill.export.strings import odd_strings
+from distill.heads.images import encode_image
 from distill.tasks import TASKS
 
 HERE = Path(__file__).resolve().parent
@@ -267,6 +275,61 @@ def test_the_javascript_of_a_bundle_for_pairs_runs(
     assert f"label: '{mine.label}'" in said
     assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
     assert mine.label != ours(first).label  # or a text that never arrived would not show
+
+
+@pytest.fixture
+def seer(tmp_path: Path) -> Path:
+    """A bundle of random weights that puts images of 8 x 8 pixels into five classes."""
+    torch.manual_seed(0)
+    labels = ["zero", "one", "two", "three", "four"]
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = ViTConfig(
+        image_size=8, patch_size=2, id2label=dict(enumerate(labels)), label2id=None, initializer_range=0.3, **shape
+    )
+    model, work = ViTForImageClassification(config).eval(), tmp_path / "work"
+    model.save_pretrained(work)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.1, 0.2, 0.3]).save_pretrained(work)
+    task = TASKS["image-classification"]
+    metadata = {"distill.format": "1", "distill.task": task.name, "distill.max_length": "17"}
+    metadata["distill.labels"] = json.dumps(labels)
+    export_graph(model, task.exported(model, ["pixel_values"]), work / "model.onnx", metadata=metadata)
+    quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target="portable", metadata=metadata)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    write_bundle(
+        tmp_path / "seer",
+        Contents(
+            name="seer",
+            task=task.name,
+            labels=labels,
+            max_length=17,
+            fp32_onnx=work / "model.onnx",
+            int8_onnx=work / "int8.onnx",
+            model_folder=work,
+            golden_texts=list(images),
+            metrics={},
+            verification=[],
+            recipe_toml='name = "seer"\n',
+            versions={"distill": "0"},
+        ),
+    )
+    return tmp_path / "seer"
+
+
+def test_images_get_the_same_labels(seer: Path, clients: Path, tmp_path: Path) -> None:
+    """The README's own lines, on files: transformers.js reads preprocessor_config.json as we do."""
+    bundle, seen = Bundle.load(seer), set()
+    facts = Facts(bundle.labels, bundle.max_length, bundle.model.inputs, False, None, "image-classification")
+    code = javascript(facts)
+    assert code.strip() in usage(facts, ["JavaScript"])
+    for number, image in enumerate(np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "one.png").write_bytes(encode_image(image))
+        said, mine = app(code.replace("an-image.png", "one.png"), seer, clients, place), bundle(image)
+        assert f"label: '{mine.label}'" in said
+        assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
+        seen.add(mine.label)
+    assert len(seen) > 1
 
 
 def app(code: str, folder: Path, clients: Path, place: Path) -> str:

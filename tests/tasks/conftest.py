@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from sklearn.datasets import load_digits
+from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from distill.pipeline import compress
 from distill.recipe import Recipe
@@ -74,3 +76,26 @@ def read_rows():
             return [json.loads(line) for line in file if line.strip()][:most]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's 1,797 handwritten digits: (1797, 8, 8) uint8, and their numbers as text."""
+    found = load_digits()
+    return np.rint(found.images * 255 / 16).astype(np.uint8), found.target.astype(str).tolist()
+
+
+@pytest.fixture(scope="session")
+def make_vit(tmp_path_factory):
+    """By changes: a folder with a ViT of 4 layers, 48 wide, patches of 2 x 2 of 8 x 8 pixels, random weights."""
+
+    def make(labels=10, side=8, **changes):
+        torch.manual_seed(0)
+        shape = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+        config = ViTConfig(image_size=8, patch_size=2, num_labels=labels, initializer_range=0.1, **{**shape, **changes})
+        folder = tmp_path_factory.mktemp("vit")
+        ViTForImageClassification(config).save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+        return folder
+
+    return make
