@@ -19,7 +19,7 @@ from typing import Any
 
 from distill.bench import bench
 from distill.export.calibrate import Batch, Observed, observe
-from distill.export.ladder import Form, LadderResult, Measure, Rung, quantize_within
+from distill.export.ladder import Form, LadderResult, Learn, Measure, Rung, quantize_within
 from distill.export.quantize import QuantizedGraph, Target, quantize_int8
 from distill.machine import describe_machine
 from distill.progress import SILENT, Progress
@@ -94,6 +94,7 @@ def fastest(
     target: Target,
     lengths: Sequence[int],
     metadata: Mapping[str, str] | None = None,
+    learn: Learn | None = None,
     progress: Progress = SILENT,
 ) -> Choice:
     """Writes the int8 file that answers fastest on this machine, of those that lose no more than `max_drop` points.
@@ -107,6 +108,7 @@ def fastest(
         target: See `quantize_int8`.
         lengths: Tokens at which candidates are timed, one sentence a call, one thread; all count alike.
         metadata: See `quantize_int8`.
+        learn: See `quantize_within`; for the first graph.
         progress: Told about every candidate.
 
     Raises:
@@ -134,7 +136,8 @@ def fastest(
     tried = tuple(replace(each, chosen=best is not None and each is best[0]) for each, _ in made)
     if best is None:
         graph, source = next(iter(sources.items()))
-        gate: dict[str, Any] = {"measure": measure, "max_drop": max_drop, "batches": batches, "progress": progress}
+        gate: dict[str, Any] = {"measure": measure, "max_drop": max_drop, "batches": batches}
+        gate |= {"learn": learn, "progress": progress}
         return Choice(graph, quantize_within(source, path, **gate, **settings), tried)
     rung = Rung(best[0].form, (), best[0].metric, best[0].drop, best[0].bytes)
     return Choice(best[0].graph, LadderResult(replace(best[1], path=path), reference, (rung,), ()), tried)

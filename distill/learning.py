@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import transformers
 
 from distill import processes
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
+from distill.fake_int8 import compute_in_floats, compute_in_int8
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
@@ -152,7 +153,45 @@ def hard_labels(checkpoint: Checkpoint, task: Task) -> Objective:
     return build_objective(translate(preset_terms("none"), task.losses), shape, shape)
 
 
-NAMES = {"finetune": "Fine-tuning the teacher", "train": "Training the student", "baseline": "Training the baseline"}
+def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoint:
+    """Trains the student on, `export.int8_steps` long at half the rate, computing as its int8 file will.
+
+    Against the same teacher cache, in fp32; the student of the output folder stays as it is.
+
+    Args:
+        run: The recipe at work; its student is trained.
+        largest: Largest weight of the file, see `compute_in_int8`.
+        exact: Names of the weights that int8 leaves alone.
+
+    Returns:
+        The best state by what it reached with rounding, without rounding again.
+    """
+    checkpoint = load_checkpoint(str(run.folder / "student"), run.task)
+    objective, _ = run.objective()
+    encoded = run.transfer_set(checkpoint)
+    usual, final = run.recipe.training, run.work / "student-for-int8"
+    steps = -(-len(encoded) // (usual.batch_size * usual.gradient_accumulation))
+    settings = usual.model_copy(
+        update={
+            "epochs": run.recipe.export.int8_steps / steps,
+            "learning_rate": usual.learning_rate / 2,
+            "precision": "fp32",  # bf16 keeps as few bits as int8
+            "freeze_embeddings": False,
+        }
+    )
+    shutil.rmtree(run.work / "int8", ignore_errors=True)  # an unfinished one may have been for another file
+    compute_in_int8(checkpoint.model, largest=largest, exact=exact)
+    _fit(run, checkpoint, objective, run.cache(objective), encoded, settings, "int8", final)
+    compute_in_floats(checkpoint.model)
+    return load_checkpoint(str(final), run.task)
+
+
+NAMES = {
+    "finetune": "Fine-tuning the teacher",
+    "train": "Training the student",
+    "baseline": "Training the baseline",
+    "int8": "Training on with int8's rounding",
+}
 
 
 def _fit(

@@ -29,17 +29,22 @@ def is_main() -> bool:
 
 def count() -> int:
     """How many processes work together now; 1 outside `together`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         return 1
     import torch.distributed
 
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
+def alone() -> bool:
+    """Whether there is this process only: else it may not train outside `together`."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Joins the processes that a launcher started; does nothing where there is only this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield
         return
     import torch

@@ -231,6 +231,12 @@ class ExportRecipe(_Section):
         description="`int8` multiplies in int8; `blocks-8` and `blocks-4` keep a scale for every 32 weights, of 8 or 4 "
         "bits: more exact or smaller, and slower here.",
     )
+    int8_steps: int = Field(
+        300,
+        ge=0,
+        description="Steps of training with int8's rounding in the loop where nothing cheaper repairs the file; 0 does "
+        "without.",
+    )
     ort: bool = Field(
         False,
         description="Also write the int8 file as .ort, and the operators that a reduced runtime needs.",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from distill import processes
 from distill.bench import bench as measure_latency
 from distill.candidates import Choice, fastest, machine_target
 from distill.errors import DataError
@@ -23,15 +25,16 @@ from distill.export.blockwise import quantize_blocks_within
 from distill.export.bundle import Contents, write_bundle
 from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
-from distill.export.ladder import LadderResult, quantize_within
+from distill.export.ladder import LadderResult, Learn, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
 from distill.export.pieces import bytes_of, pieces
-from distill.export.quantize import Target
+from distill.export.quantize import LARGEST, Target
 from distill.export.runtime import QUANTIZED, Bundle, OnnxModel, open_graph
 from distill.export.verify import Verification, verify_bundle
 from distill.fields import INPUTS, TARGETS
 from distill.files import write_json
+from distill.learning import train_for_int8
 from distill.machine import describe_machine
 from distill.recipe import Recipe
 from distill.report import write_report
@@ -156,6 +159,7 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
         "batches": spread(task, sample, padding, rows=256),
         "target": _target(run),
         "metadata": _metadata(run, checkpoint),
+        "learn": learner(run) if export.int8_steps and processes.alone() else None,
         "progress": run.progress,
     }
     if export.target != "auto":
@@ -169,6 +173,19 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
     for left in graphs.values():
         left.unlink()
     return choice
+
+
+def learner(run: Run) -> Learn:
+    """Trains the student on with int8's rounding and exports it, where the ladder asks for that."""
+    target = _target(run)
+
+    def learn(path: Path, exact: Sequence[str]) -> None:
+        run.progress.say(f"no repair of the int8 file is good enough: {run.recipe.export.int8_steps} steps of training")
+        trained = train_for_int8(run, largest=LARGEST[target], exact=exact)
+        passes = DEFAULT if run.recipe.export.target == "auto" else passes_for(target)
+        _export(run, trained, path, "export of the student trained in int8", passes)
+
+    return learn
 
 
 def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Path, path: Path) -> dict[str, Any]:

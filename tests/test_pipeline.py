@@ -12,12 +12,13 @@ from transformers import pipeline as transformers_pipeline
 from distill.cache import CachedTeacher
 from distill.candidates import machine_target
 from distill.errors import ObjectiveError
-from distill.export.runtime import Bundle
+from distill.export.runtime import Bundle, OnnxModel
 from distill.ledger import claim
 from distill.pipeline import compress, run_stages
 from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.run import Run
+from distill.shipping import learner
 
 
 def recipe_for(folder, intents, start, **changes):
@@ -263,3 +264,23 @@ def test_a_vocabulary_below_what_the_texts_use_learns_from_logits(tmp_path, inte
     recipe.objective.preset = "logits+hidden"
     with pytest.raises(ObjectiveError, match=r"reads hidden\.0, hidden\.1 token by token.*vocabulary = \"used\""):
         run_stages(recipe, until="evaluate", replace=True)
+
+
+def test_training_with_rounding_leaves_the_student_alone(finished, tmp_path):
+    """The ladder's last resort: the student's weights, trained on as int8 computes, in a file of their own."""
+    recipe, result = finished
+    folder = tmp_path / "rounded"
+    shutil.copytree(result.folder, folder)
+    changes = {"output": str(folder), "export": recipe.export.model_copy(update={"int8_steps": 7})}
+    recipe = recipe.model_copy(update=changes)
+    before = (folder / "student" / "model.safetensors").read_bytes()
+    with claim(recipe, replace=True) as ledger:
+        run = Run(recipe, ledger, SILENT)
+        learner(run)(tmp_path / "trained.onnx", ["classifier.weight.product"])
+    assert (folder / "student" / "model.safetensors").read_bytes() == before
+    assert (folder / "work" / "student-for-int8" / "model.safetensors").read_bytes() != before
+    batch = {"input_ids": np.array([[2, 7, 9, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
+    trained, student = (OnnxModel(path) for path in (tmp_path / "trained.onnx", folder / "work/onnx/student.onnx"))
+    difference = np.abs(trained.predict(batch)["logits"] - student.predict(batch)["logits"]).max()
+    assert 0 < difference < 1
+    assert trained.metadata.keys() == student.metadata.keys()

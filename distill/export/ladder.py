@@ -8,7 +8,9 @@ The rungs, each tried only where the one before lost too much:
 2. outliers of activations moved into weights, biases corrected, whichever helps the logits most;
 3. every product tried alone in int8 and ranked, the worst 1, 2, 4, ... kept in fp32;
 4. ranges seen beforehand instead of found at each call (least and largest number, percentile, entropy), which cut
-   outliers off, alone and with the worst quarter kept in fp32.
+   outliers off, alone and with the worst quarter kept in fp32;
+5. where the caller can train: weights that were trained on with int8's rounding in the loop, alone and with the worst
+   quarter kept in fp32.
 
 The first file within `max_drop` wins; there is no other outcome but an error, so a file that answers worse than
 promised is never written.
@@ -27,7 +29,14 @@ import numpy as np
 
 from distill.errors import ExportError
 from distill.export.calibrate import METHODS, Method, Observed, observe
-from distill.export.quantize import QuantizedGraph, Target, product_names, quantize_dynamic_int8, quantize_int8
+from distill.export.quantize import (
+    QuantizedGraph,
+    Target,
+    exact_names,
+    product_names,
+    quantize_dynamic_int8,
+    quantize_int8,
+)
 from distill.export.runtime import OnnxModel
 from distill.export.smooth import smooth_outliers
 from distill.progress import SILENT, Progress
@@ -35,6 +44,8 @@ from distill.progress import SILENT, Progress
 Array = np.ndarray
 Batch = Mapping[str, Array]
 Measure = Callable[[Path], float]
+Learn = Callable[[Path, Sequence[str]], None]
+"""Writes an fp32 file with weights that were trained to be rounded; told the names of those that stay exact."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Form:
         ranges: How ranges of activations were found; None where they are found at each call.
         wide: Whether that holds for the widest activations alone.
         kept: Names of the weights whose products stay in fp32 besides those that always do.
+        learned: Whether weights were trained on with int8's rounding in the loop.
     """
 
     smoothed: bool = False
@@ -54,10 +66,12 @@ class Form:
     ranges: Method | None = None
     wide: bool = False
     kept: tuple[str, ...] = ()
+    learned: bool = False
 
     def __str__(self) -> str:
         inside = " in feed-forward blocks" if self.wide else ""
         words = ["dynamic" if self.ranges is None else f"static ({self.ranges}){inside}"]
+        words += ["trained in int8"] * self.learned
         words += ["smoothed"] * self.smoothed + ["biases corrected"] * self.corrected
         words += [f"{len(self.kept)} in fp32"] if self.kept else []
         return ", ".join(words)
@@ -129,6 +143,7 @@ def quantize_within(
     batches: Sequence[Batch],
     target: Target = "arm64",
     metadata: Mapping[str, str] | None = None,
+    learn: Learn | None = None,
     progress: Progress = SILENT,
     relative: bool = False,
 ) -> LadderResult:
@@ -142,6 +157,7 @@ def quantize_within(
         batches: Real text that sensitivities are measured on; a few hundred sentences are enough.
         target: See `quantize_dynamic_int8`.
         metadata: See `quantize_dynamic_int8`.
+        learn: Trains the model on with int8's rounding in the loop, the last resort; None where nobody can.
         progress: Told about the search, where there has to be one.
         relative: Points are hundredths of what the fp32 file reaches, where that may be far below 1.
 
@@ -151,7 +167,9 @@ def quantize_within(
     path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ladder-") as folder:
-        climb = _Climb(Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, progress, relative)
+        climb = _Climb(
+            Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, learn, progress, relative
+        )
         made = climb.run()
         if made is None:
             raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path)
@@ -171,11 +189,13 @@ class _Climb:
         batches: Sequence[Batch],
         target: Target,
         metadata: Mapping[str, str] | None,
+        learn: Learn | None,
         progress: Progress,
         relative: bool,
     ) -> None:
         self._relative = relative
         self._source, self._trial, self._smoothed = source, folder / "trial.onnx", folder / "smoothed.onnx"
+        self._learned, self._learn = folder / "learned.onnx", learn
         self._measure, self._max_drop, self._batches = measure, max_drop, batches
         self._target, self._metadata, self._progress = target, metadata, progress
         self._seen: dict[bool, Observed] = {}
@@ -200,6 +220,15 @@ class _Climb:
             count *= 2
         for kept in ((), worst[: len(worst) // 4]):
             if made := self._attempt(self._most_exact([replace(repaired, ranges=by, kept=kept) for by in METHODS])):
+                return made
+        return self._trained(worst) if self._learn is not None else None
+
+    def _trained(self, worst: tuple[str, ...]) -> QuantizedGraph | None:
+        """What weights give that were trained to be rounded."""
+        assert self._learn is not None
+        self._learn(self._learned, exact_names(self._source))
+        for kept in dict.fromkeys(((), worst[: len(worst) // 4])):
+            if made := self._attempt(Form(learned=True, kept=kept)):
                 return made
         return None
 
@@ -234,6 +263,8 @@ class _Climb:
 
     def _origin(self, form: Form) -> Path:
         """The fp32 file that a form is made from."""
+        if form.learned:
+            return self._learned
         if form.smoothed and not self._smoothed.exists():
             smooth_outliers(self._source, self._smoothed, self._observed(False))
         return self._smoothed if form.smoothed else self._source
