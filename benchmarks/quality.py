@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "none, copied from the teacher": ("none", {"init": "copy"}),
     "logits, pieces in use": ("logits", {"vocabulary": "used"}),
     "logits, 8,000 pieces": ("logits", {"vocabulary": 8000}),
+    "labels+logits, 8,000 pieces": ("labels+logits", {"vocabulary": 8000}),
 }
 """Row of the table: the objective's preset, and what is special about the student. The first of the `copy` rows is what
 there is without any teacher: layers of the pretrained model, a new head, labels."""
@@ -75,12 +76,12 @@ def load(data: Path, name: str) -> tuple[list[Row], list[Row]]:
     return read_csv(data / name / "train.csv"), read_csv(data / name / ("dev.csv" if name == "sst2" else "test.csv"))
 
 
-def prepare(data: Path, folder: Path, name: str) -> dict[str, str]:
+def prepare(data: Path, folder: Path, name: str, most: int) -> dict[str, str]:
     """Writes train, validation, students' training rows and test rows; by a hash of the text, so always the same."""
     rows, test = load(data, name)
     rows = sorted(set(rows), key=lambda row: hashlib.sha256(row[0].encode()).digest())
     held = len(rows) // 10
-    parts = {"validation": rows[:held], "train": rows[held:], "transfer": rows[held : held + ROWS], "test": test}
+    parts = {"validation": rows[:held], "train": rows[held:], "transfer": rows[held:][: most or None], "test": test}
     return {part: str(write_csv(folder / f"{part}.csv", some)) for part, some in parts.items()}
 
 
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(FINETUNE), choices=list(FINETUNE))
     parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--students-rows", type=int, default=ROWS, help="that students learn from; 0 takes all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -203,14 +205,14 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.sets:
             folder = options.output / name
-            files = prepare(options.data, folder, name)
+            files = prepare(options.data, folder, name, options.students_rows)
             teacher = teach(name, files, folder)
             results += [distil(name, variant, seed, files, teacher, folder, starts) for variant in options.rows]
             print(table(results, "test"), flush=True)
     summary = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
-        "rows": ROWS,
+        "rows": options.students_rows,
         "results": results,
     }
     write_json(options.output / "summary.json", summary)
