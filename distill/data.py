@@ -65,6 +65,7 @@ def load_splits(
     on_bad_row: Literal["error", "skip"] = "error",
     inputs: str = "text",
     target: str = "class",
+    group: str = "",
 ) -> Splits:
     """Reads, checks and splits the data of a run.
 
@@ -85,11 +86,12 @@ def load_splits(
         on_bad_row: `error` stops at the first unusable row, `skip` leaves such rows out and counts them.
         inputs: Kind of the column `text`: a key of `INPUTS`.
         target: Kind of the column `label`: a key of `TARGETS`.
+        group: Column of labelled data whose values are kept as `group`; empty keeps none.
 
     Raises:
         DataError: A source or column is missing, a row is unusable, or the labels make no sense.
     """
-    columns = Columns(text, text_pair, label, on_bad_row == "skip", INPUTS[inputs], TARGETS[target])
+    columns = Columns(text, text_pair, label, on_bad_row == "skip", INPUTS[inputs], TARGETS[target], group)
     report: list[str] = []
     tables = {"train": read_table(train, "train")}
     if validation is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from distill.errors import DataError, VerificationError
 from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
-from distill.tasks.base import Array, Predictor
+from distill.tasks.base import SOURCE, Array, Predictor
 
 
 class TorchPredictor:
@@ -162,6 +162,40 @@ def evaluate(
         raise DataError("no row has a label to compare with", where="evaluation", fix="Give labelled validation data.")
     outputs = predict_rows(predictor, encoded, task, padding, batch_size=batch_size, progress=progress, name=name)
     return Evaluation(task.metrics(outputs, encoded, settings), outputs, encoded, settings)
+
+
+def by_group(found: Evaluation, groups: Sequence[str], task: Task) -> dict[str, dict[str, float]]:
+    """The measures of the rows of each group alone; a group without a label is left out.
+
+    Args:
+        found: On all rows.
+        groups: By row of the data, such as its language.
+        task: What was measured.
+    """
+    measured = {}
+    ends = np.cumsum([0, *task.counts(found.encoded)])
+    for name in sorted(set(groups)):
+        chosen = np.flatnonzero([group == name for group in groups])
+        rows = np.flatnonzero(np.isin(found.encoded.sources, chosen))
+        encoded = _of_rows(found.encoded, rows, chosen, len(groups))
+        tokens = np.concatenate([np.arange(ends[row], ends[row + 1]) for row in rows])
+        outputs = {key: value[tokens if key in task.by_token else rows] for key, value in found.outputs.items()}
+        if task.labelled(encoded):
+            measured[name] = task.metrics(outputs, encoded, found.settings)
+    return measured
+
+
+def _of_rows(encoded: Encoded, rows: Array, chosen: Array, most: int) -> Encoded:
+    """Some rows, which come of `chosen` rows of the data out of `most`."""
+    part = encoded.select(rows.tolist())
+    flat = dict(part.flat)
+    if SOURCE in flat:
+        flat[SOURCE] = np.searchsorted(chosen, flat[SOURCE])
+    given = {
+        name: [column[row] for row in chosen] if len(column) == most else column
+        for name, column in encoded.given.items()
+    }
+    return replace(part, flat=flat, given=given)
 
 
 def agreement(one: Evaluation, other: Evaluation, task: Task) -> float:

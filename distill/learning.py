@@ -316,6 +316,7 @@ def measure(run: Run) -> dict[str, Any]:
                 "metrics": evaluation.metrics,
                 "retention": evaluation.metrics[metric] / reference if reference else None,
                 "agreement": agreement(said["teacher"], evaluation, run.task),
+                **run.groups(evaluation),
             }
         np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
         lines = [result_line(role, models[role], metric, len(run.splits.test)) for role in roles]

@@ -110,6 +110,7 @@ class DataRecipe(_Section):
     text: str = Field("text", description="Column with the text.")
     text_pair: str = Field("", description="Column with the second sentence of a pair.")
     label: str = Field("label", description="Column with the label.")
+    group: str = Field("", description="Column by whose values measures are told too, such as the language.")
     labels: list[str] = Field([], description="Label names in order; found in the data when empty.")
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.1, description="Share of `train` set aside, by a hash of each text, when `validation` is empty."

@@ -30,6 +30,7 @@ class Rows:
     numbers: list[int] = field(default_factory=list)
     input: Input = INPUTS["text"]
     target: Target = TARGETS["class"]
+    groups: list[str] | None = None
 
     def keep(self, wanted: Sequence[bool]) -> Rows:
         """The rows for which `wanted` is true."""
@@ -38,6 +39,7 @@ class Rows:
             return [value for value, keep in zip(values, wanted, strict=True) if keep]
 
         pairs = None if self.pairs is None else chosen(self.pairs)
+        groups = None if self.groups is None else chosen(self.groups)
         return replace(
             self,
             texts=chosen(self.texts),
@@ -45,6 +47,7 @@ class Rows:
             labels=chosen(self.labels),
             keys=chosen(self.keys),
             numbers=chosen(self.numbers),
+            groups=groups,
         )
 
     def label_names(self, row: int) -> Sequence[str]:
@@ -62,11 +65,18 @@ class Rows:
             self.pairs += more.pairs
 
     def dataset(self) -> datasets.Dataset:
-        """Columns `text`, [`text_pair`] and `label`, of the kinds that input and target have."""
+        """Columns `text`, [`text_pair`], [`group`] and `label`, of the kinds that input and target have."""
         columns: dict[str, list[Any]] = {"text": self.texts}
-        kinds = {"text": self.input.feature, "text_pair": datasets.Value("string"), "label": self.target.feature}
+        kinds = {
+            "text": self.input.feature,
+            "text_pair": datasets.Value("string"),
+            "group": datasets.Value("string"),
+            "label": self.target.feature,
+        }
         if self.pairs is not None:
             columns["text_pair"] = self.pairs
+        if self.groups is not None:
+            columns["group"] = self.groups
         columns["label"] = self.labels
         return datasets.Dataset.from_dict(columns, features=datasets.Features({name: kinds[name] for name in columns}))
 
@@ -81,6 +91,7 @@ class Columns:
     skip: bool
     input: Input = INPUTS["text"]
     target: Target = TARGETS["class"]
+    group: str = ""
 
 
 def content_key(text: str, text_pair: str | None = None) -> bytes:
@@ -107,8 +118,10 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
     texts = table.column(columns.text, "data.text")
     pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
     raw = table.column(columns.label, "data.label") if labelled else [None] * len(texts)
+    groups = table.column(columns.group, "data.group") if columns.group and labelled else None
     class_names = table.label_names.get(columns.label)
     rows = Rows(table.name, pairs=None if pairs is None else [], input=columns.input, target=columns.target)
+    rows.groups = None if groups is None else []
     skipped: Counter[str] = Counter()
     for row, raw_text in enumerate(texts):
         pair, label = None if pairs is None else pairs[row], None
@@ -128,6 +141,8 @@ def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: 
         if rows.pairs is not None:
             rows.pairs.append(str(pair))
         rows.labels.append(label)
+        if rows.groups is not None and groups is not None:
+            rows.groups.append(str(groups[row]))
         rows.keys.append(content_key(columns.input.content(value), pair))
         rows.numbers.append(row + 1)
     if skipped:

@@ -19,7 +19,7 @@ from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import ObjectiveError, RecipeError, TeacherError
-from distill.evaluation import TorchPredictor, predict_rows
+from distill.evaluation import Evaluation, TorchPredictor, by_group, predict_rows
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.labelling import label_rows
@@ -133,6 +133,7 @@ class Run:
             on_bad_row=data.on_bad_row,
             inputs=self.task.inputs,
             target=self.task.target,
+            group=data.group,
         )
         for line in splits.report:
             self.progress.say(line)
@@ -213,6 +214,13 @@ class Run:
             found = predict_rows(TorchPredictor(teacher.model, self.task), encoded, self.task, teacher.padding)
             self._said[place] = found[self.task.follows]
         return self._said[place]
+
+    def groups(self, found: Evaluation) -> dict[str, Any]:
+        """`groups`: measures on the test rows of each value of `data.group`; empty where there is no such column."""
+        rows = self.splits.test
+        if "group" not in rows.column_names:
+            return {}
+        return {"groups": by_group(found, rows["group"], self.task)}
 
     @property
     def has_baseline(self) -> bool:

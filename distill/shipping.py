@@ -330,6 +330,7 @@ def _models(run: Run) -> dict[str, Any]:
             "metrics": found.metrics,
             "retention": found.metrics[metric] / teacher.metrics[metric] if teacher.metrics[metric] else None,
             "agreement": agreement(teacher, found, run.task),
+            **run.groups(found),
             "bytes": bytes_of(path),
             "parameters": models[role.split("-")[0]]["parameters"],
         }

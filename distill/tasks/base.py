@@ -335,6 +335,10 @@ class Task(ABC):
         """(B,): how many values each row has of the outputs in `by_token`."""
         return np.asarray(batch["attention_mask"].sum(axis=1))
 
+    def counts(self, encoded: Encoded) -> Array:
+        """(rows,): the same of encoded rows."""
+        return encoded.lengths
+
     def read(self, output: Any) -> dict[str, Any]:
         """The tensors of a PyTorch model's output that `postprocess` needs."""
         return {"logits": output.logits}

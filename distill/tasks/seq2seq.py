@@ -90,6 +90,10 @@ class Seq2Seq(Task):
         """(B,) tokens of each target."""
         return np.asarray(batch["scored"].sum(axis=1))
 
+    def counts(self, encoded: Encoded) -> Array:
+        """(rows,) tokens of each target."""
+        return np.diff(encoded.flat["labels"].offsets)
+
     def judge(self, predictor: Predictor, model: Any) -> Predictor:
         """How surprising each token of the target is to the predictor."""
         return _Scores(predictor)
