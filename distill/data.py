@@ -7,17 +7,19 @@ rows to it, moves no sentence from one side to another, and no sentence stands o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 
+from distill.corpus import write_corpus
 from distill.errors import DataError
 from distill.fields import INPUTS, TARGETS
 from distill.rows import Columns, Rows, content_fraction, content_key, name_labels, usable_rows
 from distill.sampling import LengthBucketSampler
+from distill.streams import is_large
 from distill.tables import load_table, read_table
 
 __all__ = ["LengthBucketSampler", "Splits", "content_fraction", "content_key", "load_splits", "load_table"]
@@ -56,7 +58,7 @@ def load_splits(
     *,
     validation: Source | None = None,
     test: Source | None = None,
-    unlabelled: Iterable[Source] = (),
+    unlabelled: Sequence[Source] = (),
     text: str = "text",
     text_pair: str | None = None,
     label: str = "label",
@@ -66,6 +68,7 @@ def load_splits(
     inputs: str = "text",
     target: str = "class",
     group: str = "",
+    folder: Path | None = None,
 ) -> Splits:
     """Reads, checks and splits the data of a run.
 
@@ -76,7 +79,7 @@ def load_splits(
         train: Labelled data; `load_table` says which sources there are.
         validation: Labelled data that chooses; None sets `validation_fraction` of train aside, by content.
         test: Labelled data that is only reported on; None reports on the validation data.
-        unlabelled: Sources of text for the teacher to label.
+        unlabelled: Sources of text for the teacher to label; what `is_large` is read in parts.
         text: Column with the text.
         text_pair: Column with the second text of a pair.
         label: Column with the label: names, class numbers, or a ClassLabel.
@@ -87,6 +90,7 @@ def load_splits(
         inputs: Kind of the column `text`: a key of `INPUTS`.
         target: Kind of the column `label`: a key of `TARGETS`.
         group: Column of labelled data whose values are kept as `group`; empty keeps none.
+        folder: Where large unlabelled text is kept; None reads everything into memory.
 
     Raises:
         DataError: A source or column is missing, a row is unusable, or the labels make no sense.
@@ -102,7 +106,8 @@ def load_splits(
     names, sides = name_labels(sides, tables["train"].label_names.get(label), labels, columns.skip, report)
     _report_conflicts(sides["train"], report)
     free = Rows("unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target)
-    for source in unlabelled:
+    large = [source for source in unlabelled if folder is not None and inputs == "text" and is_large(source)]
+    for source in (source for source in unlabelled if source not in large):
         free.extend(usable_rows(read_table(source, "unlabelled"), columns, report, labelled=False))
     sides["unlabelled"] = free
     if "validation" not in sides:
@@ -111,6 +116,10 @@ def load_splits(
         report.append(f"{tables['train'].name}: {counts} set aside by content for validation")
     sides = _one_side_each(sides, report)
     made = {role: rows.dataset() for role, rows in sides.items()}
+    if folder is not None and large:
+        keys = {role: rows.keys for role, rows in sides.items()}
+        more = write_corpus(large, columns, keys, folder, made["unlabelled"].features, report)
+        made["unlabelled"] = datasets.concatenate_datasets([made["unlabelled"], more])
     return Splits(
         made["train"], made["validation"], made.get("test", made["validation"]), made["unlabelled"], names, report
     )

@@ -64,20 +64,24 @@ class Rows:
         if self.pairs is not None and more.pairs is not None:
             self.pairs += more.pairs
 
+    def columns(self) -> dict[str, list[Any]]:
+        """Values of `text`, [`text_pair`], [`group`] and `label`."""
+        columns: dict[str, list[Any]] = {"text": self.texts}
+        if self.pairs is not None:
+            columns["text_pair"] = self.pairs
+        if self.groups is not None:
+            columns["group"] = self.groups
+        return {**columns, "label": self.labels}
+
     def dataset(self) -> datasets.Dataset:
         """Columns `text`, [`text_pair`], [`group`] and `label`, of the kinds that input and target have."""
-        columns: dict[str, list[Any]] = {"text": self.texts}
         kinds = {
             "text": self.input.feature,
             "text_pair": datasets.Value("string"),
             "group": datasets.Value("string"),
             "label": self.target.feature,
         }
-        if self.pairs is not None:
-            columns["text_pair"] = self.pairs
-        if self.groups is not None:
-            columns["group"] = self.groups
-        columns["label"] = self.labels
+        columns = self.columns()
         return datasets.Dataset.from_dict(columns, features=datasets.Features({name: kinds[name] for name in columns}))
 
 
@@ -114,43 +118,76 @@ def content_fraction(key: bytes, salt: str = "") -> float:
 
 def usable_rows(table: Table, columns: Columns, report: list[str], *, labelled: bool = True) -> Rows:
     """The rows that can be used; the others are an error or, where asked for, skipped and counted."""
-    labelled = labelled and columns.target.column
-    texts = table.column(columns.text, "data.text")
-    pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
-    raw = table.column(columns.label, "data.label") if labelled else [None] * len(texts)
-    groups = table.column(columns.group, "data.group") if columns.group and labelled else None
-    class_names = table.label_names.get(columns.label)
-    rows = Rows(table.name, pairs=None if pairs is None else [], input=columns.input, target=columns.target)
-    rows.groups = None if groups is None else []
-    skipped: Counter[str] = Counter()
-    for row, raw_text in enumerate(texts):
-        pair, label = None if pairs is None else pairs[row], None
-        value, problem = columns.input.read(columns.input.located(raw_text, table.folder), columns.text)
-        problem = table.broken.get(row) or problem
-        if problem is None and columns.text_pair is not None:
-            _, problem = INPUTS["text"].read(pair, columns.text_pair)
-        if problem is None and labelled:
-            label, problem = columns.target.read(raw[row], columns.label, class_names)
-            problem = problem or columns.target.fits(value, pair, label)
-        if problem is not None:
-            if not columns.skip:
-                raise DataError(problem, where=f"{table.name} row {row + 1}", fix=_SKIP)
-            skipped[problem.split(";")[0] if row not in table.broken else "not readable"] += 1
-            continue
-        rows.texts.append(value)
-        if rows.pairs is not None:
-            rows.pairs.append(str(pair))
-        rows.labels.append(label)
-        if rows.groups is not None and groups is not None:
-            rows.groups.append(str(groups[row]))
-        rows.keys.append(content_key(columns.input.content(value), pair))
-        rows.numbers.append(row + 1)
-    if skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(4))
-        report.append(f"{table.name}: {sum(skipped.values()):,} of {len(texts):,} rows skipped ({reasons})")
-    if not rows.texts:
-        raise DataError("no row is usable", where=table.name, fix="Look at data.text and data.label.")
+    usable = UsableRows(columns, labelled=labelled)
+    rows = usable.of(table)
+    usable.finish(table.name, report)
     return rows
+
+
+class UsableRows:
+    """`usable_rows` of a source that is read in parts.
+
+    Args:
+        columns: Which columns hold what.
+        labelled: Read the labels too.
+    """
+
+    def __init__(self, columns: Columns, *, labelled: bool = True) -> None:
+        self.columns, self.labelled = columns, labelled and columns.target.column
+        self._skipped: Counter[str] = Counter()
+        self._met = 0
+
+    def of(self, table: Table) -> Rows:
+        """The usable rows of one part.
+
+        Raises:
+            DataError: A row cannot be used, and such rows are not to be skipped.
+        """
+        columns = self.columns
+        texts = table.column(columns.text, "data.text")
+        pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
+        raw = table.column(columns.label, "data.label") if self.labelled else [None] * len(texts)
+        groups = table.column(columns.group, "data.group") if columns.group and self.labelled else None
+        class_names = table.label_names.get(columns.label)
+        rows = Rows(table.name, pairs=None if pairs is None else [], input=columns.input, target=columns.target)
+        rows.groups = None if groups is None else []
+        self._met += len(texts)
+        for row, raw_text in enumerate(texts):
+            pair, label = None if pairs is None else pairs[row], None
+            value, problem = columns.input.read(columns.input.located(raw_text, table.folder), columns.text)
+            problem = table.broken.get(row) or problem
+            if problem is None and columns.text_pair is not None:
+                _, problem = INPUTS["text"].read(pair, columns.text_pair)
+            if problem is None and self.labelled:
+                label, problem = columns.target.read(raw[row], columns.label, class_names)
+                problem = problem or columns.target.fits(value, pair, label)
+            if problem is not None:
+                if not columns.skip:
+                    raise DataError(problem, where=f"{table.name} row {table.first + row + 1}", fix=_SKIP)
+                self._skipped[problem.split(";")[0] if row not in table.broken else "not readable"] += 1
+                continue
+            rows.texts.append(value)
+            if rows.pairs is not None:
+                rows.pairs.append(str(pair))
+            rows.labels.append(label)
+            if rows.groups is not None and groups is not None:
+                rows.groups.append(str(groups[row]))
+            rows.keys.append(content_key(columns.input.content(value), pair))
+            rows.numbers.append(table.first + row + 1)
+        return rows
+
+    def finish(self, name: str, report: list[str]) -> None:
+        """Reports what was skipped.
+
+        Raises:
+            DataError: No row of the source can be used.
+        """
+        skipped = self._skipped
+        if skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(4))
+            report.append(f"{name}: {sum(skipped.values()):,} of {self._met:,} rows skipped ({reasons})")
+        if self._met == sum(skipped.values()):
+            raise DataError("no row is usable", where=name, fix="Look at data.text and data.label.")
 
 
 def name_labels(

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 from torch import Tensor
 
+from distill import processes
 from distill.augmentation import kept_texts
 from distill.cache import encoded_hash
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
@@ -28,6 +29,7 @@ from distill.objectives import Objective, build_objective
 from distill.objectives.losses import LOSSES
 from distill.objectives.objective import check_top_k
 from distill.objectives.presets import resolve_terms
+from distill.packing import pack_on_disk
 from distill.progress import Progress
 from distill.recipe import Recipe, TermRecipe
 from distill.rewriting import rewritten
@@ -52,6 +54,12 @@ from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_voc
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
 """Of more tokens than the first, `cache.top_k = "auto"` keeps as many as the second."""
+
+CHUNK = 8192
+"""Rows that are worked on together."""
+
+LARGE = 100_000
+"""Rows of a transfer set whose token ids are kept on disk."""
 
 SAMPLE = 256
 """Texts that a student is fitted on."""
@@ -134,6 +142,7 @@ class Run:
             inputs=self.task.inputs,
             target=self.task.target,
             group=data.group,
+            folder=self.work / "text",
         )
         for line in splits.report:
             self.progress.say(line)
@@ -145,7 +154,8 @@ class Run:
         digest = hashlib.sha256()
         for rows in (self.splits.train, self.splits.validation, self.splits.test, self.splits.unlabelled):
             for name in sorted(rows.column_names if rows is not None else []):
-                digest.update(sha256_json([name, list(rows[name])]).encode())
+                for begin in range(0, len(rows), CHUNK):
+                    digest.update(sha256_json([name, rows[begin : begin + CHUNK][name]]).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -248,7 +258,20 @@ class Run:
 
     def transfer_set(self, checkpoint: Checkpoint) -> Encoded:
         """What a student learns from: labelled training rows, then free text."""
-        return concatenate([self.encode(checkpoint, rows) for rows in self.lessons if len(rows)])
+        parts = [rows for rows in self.lessons if len(rows)]
+        if sum(map(len, parts)) <= LARGE or not self.encode(checkpoint, parts[0].select([0])).packs:
+            return concatenate([self.encode(checkpoint, rows) for rows in parts])
+        spans = [(rows, begin) for rows in parts for begin in range(0, len(rows), CHUNK)]
+        chunks = (self.encode(checkpoint, rows.select(range(at, min(at + CHUNK, len(rows))))) for rows, at in spans)
+        tokenizer, limit = checkpoint.tokenizer_hash(), self.recipe.data.max_length
+        key = sha256_json([self.data_hash, self.texts_made, tokenizer, limit, self.task.name, checkpoint.labels])
+        name = f"{tokenizer[:16]}-{processes.number()}"  # each process its own: none waits for another here
+        return pack_on_disk(chunks, self.work / "encoded" / name, key=key)
+
+    @property
+    def texts_made(self) -> str:
+        """What tells of the texts that were made beside those of the data."""
+        return sha256_json([self.recipe.data.augment.model_dump(mode="json"), self.recipe.seed, len(self.free_text)])
 
     @cached_property
     def lessons(self) -> list[datasets.Dataset]:
@@ -275,6 +298,11 @@ class Run:
                 f"{self.recipe.data.max_length} tokens and lose their end"
             )
         return encoded
+
+    @cached_property
+    def texts_hash(self) -> str:
+        """sha256 of the transfer set's token ids."""
+        return encoded_hash(self.transfer)
 
     @cached_property
     def trimmed(self) -> Trimmed | None:
@@ -388,7 +416,7 @@ class Run:
             "max_length": self.recipe.data.max_length,
             "taps": sorted(objective.teacher_taps),
             "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
-            "texts_hash": encoded_hash(self.transfer),
+            "texts_hash": self.texts_hash,
             "top_k": self.top_k(objective),
             "max_bytes": self.recipe.cache.max_bytes,
         }

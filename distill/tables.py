@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from distill.errors import DataError
+from distill.remote import fetch, is_remote
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -37,6 +39,7 @@ class Table:
         broken: Rows that could not be read, by row (from 0): why.
         label_names: Columns whose values are class numbers: the names of those classes.
         dataset: The dataset behind the columns, where there is one.
+        first: Number of row 0 in the source, where this is a part of it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Table:
     broken: Mapping[int, str] = field(default_factory=dict)
     label_names: Mapping[str, list[str]] = field(default_factory=dict)
     dataset: datasets.Dataset | None = None
+    first: int = 0
 
     @property
     def folder(self) -> Path | None:
@@ -99,7 +103,7 @@ def load_table(source: str | Path, split: str | None = None) -> datasets.Dataset
         return datasets.Dataset.from_dict(dict(table.columns))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, TypeError) as error:
         raise DataError(
-            f"a column holds values of several types ({_first_line(error)})",
+            f"a column holds values of several types ({first_line(error)})",
             where=table.name,
             fix="Write one type a column: texts in quotes, numbers without.",
         ) from error
@@ -107,11 +111,11 @@ def load_table(source: str | Path, split: str | None = None) -> datasets.Dataset
 
 def read_table(source: str | Path, split: str | None = None) -> Table:
     """`load_table` before its columns are typed: rows that cannot be read are kept apart in `broken`."""
-    path = Path(source).expanduser()
+    path = fetch(str(source)) if is_remote(str(source)) else Path(source).expanduser()
     try:
-        table = _read_local(path, split) if _is_local(str(source), path) else _read_hub(str(source), split)
+        table = _read_local(path, split) if _is_local(str(path), path) else _read_hub(str(source), split)
     except (OSError, UnicodeError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"cannot be read ({_first_line(error)})", where=str(source), fix=_FIX) from error
+        raise DataError(f"cannot be read ({first_line(error)})", where=str(source), fix=_FIX) from error
     if not len(table):
         raise DataError("holds no rows", where=table.name, fix="Give data with a header and at least one row.")
     return table
@@ -131,12 +135,12 @@ def _read_local(path: Path, split: str | None) -> Table:
     if path.is_dir():
         return _read_folder(path, split)
     readers = {
-        ".csv": lambda: _read_csv(path, ","),
-        ".tsv": lambda: _read_csv(path, "\t"),
+        ".csv": lambda: next(csv_tables(path, ",")),
+        ".tsv": lambda: next(csv_tables(path, "\t")),
         ".jsonl": lambda: _read_json(path),
         ".ndjson": lambda: _read_json(path),
         ".json": lambda: _read_json(path),
-        ".txt": lambda: Table(str(path), {"text": [line.strip() for line in _lines(path) if line.strip()]}),
+        ".txt": lambda: Table(str(path), {"text": [line.strip() for line in lines(path) if line.strip()]}),
         ".parquet": lambda: _from_dataset(str(path), datasets.Dataset(pyarrow.parquet.read_table(path))),
     }
     reader = readers.get(path.suffix.lower())
@@ -145,9 +149,9 @@ def _read_local(path: Path, split: str | None) -> Table:
     return reader()
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
     """Lines without their ends; a byte that is not UTF-8 is an error that names its line."""
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -159,31 +163,24 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _read_csv(path: Path, delimiter: str) -> Table:
+def csv_tables(path: Path, delimiter: str, rows: int = sys.maxsize) -> Iterator[Table]:
+    """A file with a header, in tables of up to `rows` rows."""
     limit = csv.field_size_limit(sys.maxsize)  # a text may be longer than the module's 128 kB
     try:
-        reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+        reader = csv.reader(lines(path), delimiter=delimiter, strict=True)
         header = next(reader, [])
         twice = {name for name in header if header.count(name) > 1}
         if twice:
             raise DataError(
                 f"the header names {', '.join(sorted(map(repr, twice)))} twice", where=str(path), fix="Rename one."
             )
-        columns: dict[str, list[Any]] = {name: [] for name in header}
-        broken: dict[int, str] = {}
-        row = 0
-        for values in reader:
-            if not values:  # an empty line
-                continue
-            if len(values) != len(header):
-                broken[row] = (
-                    f"line {reader.line_num} has {len(values)} fields, the header has {len(header)}; "
-                    "texts that hold a separator must stand in quotes"
-                )
-                values = [None] * len(header)  # type: ignore[list-item]
-            for name, value in zip(header, values, strict=True):
-                columns[name].append(value)
-            row += 1
+        first, whole = 0, True
+        while whole:
+            found, broken = _csv_rows(reader, header, rows)
+            if found or first == 0:
+                columns = zip(header, zip(*found, strict=True) if found else [()] * len(header), strict=True)
+                yield Table(str(path), {name: list(values) for name, values in columns}, broken, first=first)
+            first, whole = first + len(found), len(found) == rows
     except csv.Error as error:
         raise DataError(
             f"not readable as a table ({error})",
@@ -192,35 +189,69 @@ def _read_csv(path: Path, delimiter: str) -> Table:
         ) from error
     finally:
         csv.field_size_limit(limit)
-    return Table(str(path), columns, broken)
+
+
+def _csv_rows(reader: Any, header: list[str], most: int) -> tuple[list[list[str | None]], dict[int, str]]:
+    """Up to `most` rows, and what is wrong with those that are broken."""
+    found: list[list[str | None]] = []
+    broken: dict[int, str] = {}
+    for values in reader:
+        if not values:  # an empty line
+            continue
+        if len(values) != len(header):
+            broken[len(found)] = (
+                f"line {reader.line_num} has {len(values)} fields, the header has {len(header)}; "
+                "texts that hold a separator must stand in quotes"
+            )
+            values = [None] * len(header)
+        found.append(values)
+        if len(found) == most:
+            break
+    return found, broken
 
 
 def _read_json(path: Path) -> Table:
     """JSON lines, or one array of objects. Columns are the union over all rows."""
-    text = list(_lines(path))
+    start = next((line.lstrip() for line in lines(path)), "")
+    if not start.startswith("["):
+        return next(json_tables(path))
+    try:
+        found = json.loads("".join(lines(path)))
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON ({error})", where=str(path), fix="Write one object a line.") from None
+    return _objects(path, found)
+
+
+def json_tables(path: Path, rows: int = sys.maxsize) -> Iterator[Table]:
+    """A file with an object a line, in tables of up to `rows` rows; one empty table of an empty file."""
+    found: list[Any] = []
+    known: list[str] = []
+    first = 0
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                found.append(f"line {number} is not JSON ({error.msg})")
+        if len(found) == rows:
+            part = _objects(path, found, first, known)
+            yield part
+            known, first, found = list(part.columns), first + len(found), []
+    if found or not first:
+        yield _objects(path, found, first, known)
+
+
+def _objects(path: Path, found: Sequence[Any], first: int = 0, known: Sequence[str] = ()) -> Table:
     rows: list[dict[str, Any]] = []
     broken: dict[int, str] = {}
-    if text and text[0].lstrip().startswith("["):
-        try:
-            found = json.loads("".join(text))
-        except json.JSONDecodeError as error:
-            raise DataError(f"not JSON ({error})", where=str(path), fix="Write one object a line.") from None
-    else:
-        found = []
-        for number, line in enumerate(text, 1):
-            if line.strip():
-                try:
-                    found.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    found.append(f"line {number} is not JSON ({error.msg})")
     for row, value in enumerate(found):
         if not isinstance(value, dict):
             broken[row] = value if isinstance(value, str) else f"{value!r:.40} is not an object with columns"
         rows.append(value if isinstance(value, dict) else {})
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
     if found and not names:
         raise DataError(broken.get(0, "its rows have no columns"), where=str(path), fix="Write one object a line.")
-    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, broken)
+    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, broken, first=first)
 
 
 def _read_folder(path: Path, split: str | None) -> Table:
@@ -259,7 +290,7 @@ def _read_hub(source: str, split: str | None) -> Table:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"neither a file here nor readable from the hub ({_first_line(error)})", where=source, fix=_FIX
+            f"neither a file here nor readable from the hub ({first_line(error)})", where=source, fix=_FIX
         ) from error
 
 
@@ -298,5 +329,6 @@ def _quiet() -> Iterator[None]:
             datasets.utils.enable_progress_bars()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -104,6 +104,11 @@ class Encoded:
         """(rows,) int64: tokens of each row."""
         return np.diff(self.offsets)
 
+    @property
+    def packs(self) -> bool:
+        """Every column is one array, as `distill.packing` writes them."""
+        return not any(isinstance(column, Ragged) for column in self.flat.values())
+
     def select(self, rows: Sequence[int]) -> Encoded:
         """The named rows, in that order, numbered anew from 0."""
         parts = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows]
