@@ -227,10 +227,10 @@ class ExportRecipe(_Section):
         description="Points of the metric that int8 may lose on validation data before it is refused; of a language "
         "model's likelihood, hundredths of what it is.",
     )
-    weights: Literal["int8", "blocks-8", "blocks-4"] = Field(
+    weights: Literal["int8", "blocks-8", "blocks-4", "fp16", "fp32"] = Field(
         "int8",
         description="`int8` multiplies in int8; `blocks-8` and `blocks-4` keep a scale for every 32 weights, of 8 or 4 "
-        "bits: more exact or smaller, and slower here.",
+        "bits: more exact or smaller, and slower here; `fp16` and `fp32` ship a file that computes in fp32.",
     )
     int8_steps: int = Field(
         300,

@@ -29,6 +29,7 @@ from distill.export.ladder import LadderResult, Learn, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
 from distill.export.pieces import bytes_of, pieces
+from distill.export.precision import store_floats_within
 from distill.export.quantize import LARGEST, Target
 from distill.export.runtime import QUANTIZED, Bundle, OnnxModel, open_graph
 from distill.export.verify import Verification, verify_bundle
@@ -152,8 +153,10 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
     limits: dict[str, Any] = {"measure": measure, "max_drop": export.max_drop, "relative": task.relative}
     if export.weights != "int8":
         with run.progress.stage(f"Storing weights in {export.weights}"):
-            bits, metadata = int(export.weights[-1]), _metadata(run, checkpoint)
-            return Choice("", quantize_blocks_within(source, path, bits=bits, metadata=metadata, **limits), ())
+            limits |= {"metadata": {**_metadata(run, checkpoint), "distill.weights": export.weights}}
+            if export.weights in ("fp16", "fp32"):
+                return Choice("", store_floats_within(source, path, half=export.weights == "fp16", **limits), ())
+            return Choice("", quantize_blocks_within(source, path, bits=int(export.weights[-1]), **limits), ())
     settings: dict[str, Any] = {
         **limits,
         "batches": spread(task, sample, padding, rows=256),
@@ -195,11 +198,15 @@ def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Pa
         first, last = found.rungs[0], found.rungs[-1]
         line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
         run.progress.say(line + (f" ({', '.join(last.kept[:3])})" if last.kept else ""))
-    facts = _check(
-        run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), "int8 quantisation", tolerance=math.inf
-    )
+    facts = _check(run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), _step(run), tolerance=math.inf)
     components = [asdict(component) for component in found.graph.components]
     return {**facts, "components": components, "ladder": found.as_dict()}
+
+
+def _step(run: Run) -> str:
+    """What makes the file that ships."""
+    weights = run.recipe.export.weights
+    return "int8 quantisation" if weights == "int8" else f"storing of weights in {weights}"
 
 
 def _lengths(run: Run) -> list[int]:
@@ -272,6 +279,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     versions=versions(),
                     data_source=run.recipe.data.train,
                     ort=run.recipe.export.ort,
+                    weights=run.recipe.export.weights,
                     beside=_beside(run.folder / "student"),
                 ),
             )
@@ -280,7 +288,7 @@ def bundle(run: Run) -> dict[str, Any]:
             raise verdict.error()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shipped = bytes_of(folder / QUANTIZED)
-        line = f"bundle: {folder} is verified; the int8 file has {shipped / 1e6:.1f} MB"
+        line = f"bundle: {folder} is verified; the {run.recipe.export.weights} file has {shipped / 1e6:.1f} MB"
         run.progress.say(line)
         return {"models": models, "bytes": size, "int8_bytes": shipped, "verdict": verdict.to_json(), "summary": [line]}
 
@@ -401,6 +409,7 @@ def collect(run: Run) -> dict[str, Any]:
             "source": run.recipe.data.train,
         },
         "metric": run.task.metric,
+        "weights": run.recipe.export.weights,
         "models": _model_rows(run, facts),
         "curves": curves,
         "layer_map": facts["train"]["layer_map"],
@@ -430,6 +439,7 @@ BENCHED = ("teacher-onnx", "student-onnx", "student-int8")
 def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for role, (name, form) in ROLES.items():
+        form = form.replace("int8", run.recipe.export.weights)
         if role in facts["bundle"]["models"]:
             rows.append({"role": role, "name": name, "format": form, **_without_rows(facts["bundle"]["models"][role])})
     report = facts["bench"]["report"]

@@ -284,3 +284,21 @@ def test_training_with_rounding_leaves_the_student_alone(finished, tmp_path):
     difference = np.abs(trained.predict(batch)["logits"] - student.predict(batch)["logits"]).max()
     assert 0 < difference < 1
     assert trained.metadata.keys() == student.metadata.keys()
+
+
+def test_weights_on_request_ship_and_are_named(finished, tmp_path):
+    recipe, result = finished
+    folder = tmp_path / "half"
+    shutil.copytree(result.folder, folder)
+    changes = {"output": str(folder), "export": recipe.export.model_copy(update={"weights": "fp16"})}
+    again = compress(recipe.model_copy(update=changes), replace=True)
+    bundle = Bundle.load(again.bundle)
+    assert bundle.model.metadata["distill.weights"] == "fp16"
+    full, half = (Bundle.load(again.bundle, file=f"onnx/{name}.onnx") for name in ("model", "model_quantized"))
+    text = "where my card is"
+    assert max(abs(full(text).probabilities[name] - half(text).probabilities[name]) for name in full.labels) < 0.01
+    rows = {row["role"]: row for row in json.loads((folder / "results.json").read_text())["models"]}
+    assert rows["student-int8"]["format"] == "ONNX fp16"
+    assert rows["student-int8"]["bytes"] < 0.75 * rows["student-onnx"]["bytes"]
+    assert "**Student, ONNX fp16 (ships)**" in (again.bundle / "README.md").read_text()
+    assert "The fp16 file is" in (folder / "report.md").read_text()

@@ -44,6 +44,7 @@ class Contents:
         versions: Of the libraries that made it.
         data_source: Where the training data came from, for the model card.
         beside: Further files of `model_folder` that other libraries read.
+        weights: How the file that ships keeps its weights, as `export.weights` has it.
         ort: Whether the int8 file is also written in ORT's own format, with the operators that a reduced build needs.
     """
 
@@ -62,6 +63,7 @@ class Contents:
     data_source: str = ""
     beside: Sequence[str] = ()
     ort: bool = False
+    weights: str = "int8"
 
 
 def write_bundle(folder: Path, contents: Contents) -> None:
@@ -144,6 +146,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": dict(contents.versions),
         "data": contents.data_source,
+        "weights": contents.weights,
         "onnx_bytes": sizes,
         "metrics": dict(contents.metrics),
         "verification": [dict(step) for step in contents.verification],

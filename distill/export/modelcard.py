@@ -105,7 +105,7 @@ ROLES = {
     "baseline": "Same student without a teacher, PyTorch fp32",
     "student": "Student, PyTorch fp32",
     "student-onnx": "Student, ONNX fp32",
-    "student-int8": "**Student, ONNX int8 (ships)**",
+    "student-int8": "**Student, ONNX {weights} (ships)**",
 }
 
 
@@ -118,11 +118,12 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
         outputs: Names that it returns.
     """
     labels, card = list(manifest["labels"]), CARDS[manifest["task"]]
+    weights = manifest.get("weights", "int8")
     front = [
         "---",
         f"pipeline_tag: {card.pipeline}",
         "library_name: transformers.js",
-        "tags: [onnx, int8, knowledge-distillation, distill]",
+        f"tags: [onnx, {weights}, knowledge-distillation, distill]",
         "---",
     ]
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
@@ -132,14 +133,14 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     text = f"""
 # {_plain(manifest["name"])}
 
-A distilled {manifest["task"]} model: {card.files}, int8, {megabytes:.1f} MB, for CPUs. It reads at most
+A distilled {manifest["task"]} model: {card.files}, {weights}, {megabytes:.1f} MB, for CPUs. It reads at most
 {manifest["max_length"]} tokens and {card.answer.format(count=len(labels), labels=shown)}.
 
 ## Measured
 
 On the test data, each number measured on the file or model named.
 
-{_table(manifest["metrics"])}
+{_table(manifest["metrics"], weights)}
 
 ## Use
 
@@ -162,7 +163,7 @@ time where answers must repeat to the last digit: int8 rounds by the range of th
     return "\n".join(front) + "\n" + text
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
+def _table(metrics: Mapping[str, Any], weights: str) -> str:
     if not metrics:
         return "Not measured."
     names = list(next(iter(metrics.values()))["metrics"])
@@ -175,7 +176,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
             facts = metrics[role]
             numbers = " | ".join(f"{facts['metrics'][name]:.4f}" for name in names)
             kept, same = _percent(facts.get("retention")), _percent(facts.get("agreement"))
-            lines.append(f"| {title} | {numbers} | {kept} | {same} | {facts['bytes'] / 1e6:.1f} |")
+            lines.append(
+                f"| {title.format(weights=weights)} | {numbers} | {kept} | {same} | {facts['bytes'] / 1e6:.1f} |"
+            )
     return "\n".join(lines)
 
 

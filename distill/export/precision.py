@@ -1,4 +1,4 @@
-"""Other precisions than int8, on request: weights in fp16, or in 4 or 8 bits with the arithmetic left in fp32.
+"""Other precisions than int8, on request: weights in fp16 or fp32, or in 4 or 8 bits with the arithmetic in fp32.
 
     halve_weights("model.onnx", "model_fp16.onnx")
     quantize_weights("model.onnx", "model_q4.onnx", bits=4)
@@ -19,9 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from distill.errors import ExportError
+from distill.export.ladder import LadderResult, Measure, Rung, lost
 from distill.export.lookups import quantize_tables
 from distill.export.passes.match import array, constant, node_before, products
 from distill.export.passes.shapes import gemm_as_product
+from distill.export.quantize import QuantizedGraph
 from distill.export.sizes import Component, components
 
 BLOCK = 32
@@ -116,6 +118,50 @@ def quantize_weights(
     blocks.process()
     made = ir.from_proto(blocks.model.model)
     return _written(made, Path(path), [*names, *done], {"distill.weights": f"int{bits}", **(metadata or {})})
+
+
+def store_floats_within(
+    fp32_path: str | Path,
+    path: str | Path,
+    *,
+    half: bool,
+    measure: Measure,
+    max_drop: float,
+    relative: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> LadderResult:
+    """The file that ships where a recipe asks for fp16 or fp32; the arguments are those of `quantize_within`.
+
+    Args:
+        fp32_path: What `export_graph` wrote.
+        path: The file to write.
+        half: Whether weights are stored in fp16.
+        measure: See `quantize_within`.
+        max_drop: See `quantize_within`.
+        relative: See `quantize_within`.
+        metadata: Strings that are added to, or replace, those of the fp32 file.
+
+    Raises:
+        ExportError: A weight is too large for fp16, or fp16 loses too much. What was at `path` before is gone.
+    """
+    if half:
+        small = halve_weights(fp32_path, path, metadata=metadata)
+    else:
+        small = _written(ir.load(fp32_path), Path(path), [], {"distill.weights": "fp32", **(metadata or {})})
+    reference, metric = measure(Path(fp32_path)), measure(small.path)
+    drop, name = lost(reference, metric, relative), "fp16" if half else "fp32"
+    if drop > max_drop:
+        small.path.unlink()
+        raise ExportError(
+            f"weights in {name} lose {drop:.2f} points, more than max_drop = {max_drop:g}",
+            where=str(path),
+            fix='Set export.weights = "fp32", or allow more with export.max_drop.',
+        )
+    model = ir.load(fp32_path)
+    kept = tuple(str(found.weight.name) for found in products(model.graph))
+    target = (metadata or {}).get("distill.target", "portable")
+    made = QuantizedGraph(small.path, small.bytes, target, (), kept, (), small.components)
+    return LadderResult(made, reference, (Rung(f"weights in {name}", (), metric, drop, made.bytes),), ())
 
 
 def _written(model: ir.Model, path: Path, names: list[str], metadata: Mapping[str, str]) -> SmallerGraph:

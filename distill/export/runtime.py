@@ -33,6 +33,8 @@ QUANTIZED, FULL = "onnx/model_quantized.onnx", "onnx/model.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """How the names begin of what a graph remembers, as inputs and as outputs."""
 PIXELS = "pixel_values"
+ORT_MARK = b"ORTM"
+"""Bytes 4 to 8 of a file in ONNX Runtime's own format."""
 STREAM = 256
 """Texts held at a time when streaming: enough to sort by length, little enough to forget."""
 
@@ -41,8 +43,9 @@ class OnnxModel:
     """An ONNX file in ONNX Runtime: NumPy in, NumPy out.
 
     Args:
-        path: One file; one that points to data outside itself is refused.
+        path: One file, .onnx or .ort; one that points to data outside itself is refused.
         threads: Threads of a call; 0 leaves it to ONNX Runtime. One is fastest for a short sentence on most phones.
+            Every session has its own: two open at a time with two threads each want four cores.
 
     Raises:
         BundleError: The file is missing, broken, or not alone.
@@ -52,7 +55,8 @@ class OnnxModel:
         self.path = Path(path)
         if not self.path.is_file():
             raise BundleError("there is no such file", where=str(path), fix="Copy the whole bundle again.")
-        refuse_external_data(self.path)
+        if not is_ort_file(self.path):  # that format has no place for the name of another file
+            refuse_external_data(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -143,6 +147,12 @@ INSIDE = {
 """By message of onnx.proto: the numbers of the fields that lead to tensors."""
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 """Fields of TensorProto that say its values are in another file."""
+
+
+def is_ort_file(path: Path) -> bool:
+    """Whether a file is in ONNX Runtime's own format."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == ORT_MARK
 
 
 def refuse_external_data(path: Path) -> None:

@@ -66,12 +66,13 @@ def speeds(slow: Row, fast: Row) -> dict[str, float]:
 def verdicts(results: Mapping[str, Any]) -> list[str]:
     """What distillation added, what int8 cost and what either gained, in plain words; nothing that was not measured."""
     models, metric = by_role(results), results.get("metric", "metric")
+    weights = results.get("weights", "int8")
     rows = (results.get("data") or {}).get("test")
     found = [
         _distillation(models, metric),
-        _quantisation(models, metric),
-        _gain(models.get("teacher-onnx", {}), models.get("student-int8", {}), "the teacher's ONNX file"),
-        _gain(models.get("student-onnx", {}), models.get("student-int8", {}), "the student in fp32"),
+        _quantisation(models, metric, weights),
+        _gain(models.get("teacher-onnx", {}), models.get("student-int8", {}), "the teacher's ONNX file", weights),
+        _gain(models.get("student-onnx", {}), models.get("student-int8", {}), "the student in fp32", weights),
         _chance(models, metric, rows),
     ]
     return [sentence for sentence in found if sentence]
@@ -94,24 +95,28 @@ def _distillation(models: Mapping[str, Row], metric: str) -> str:
     return f"Distillation adds {gain} of {metric}: {both}."
 
 
-def _quantisation(models: Mapping[str, Row], metric: str) -> str:
+def _quantisation(models: Mapping[str, Row], metric: str, weights: str) -> str:
     full, small = models.get("student-onnx"), models.get("student-int8")
     before, after = _metric(full, metric), _metric(small, metric)
     if before is None or after is None:
         return ""
-    cost = f"int8 costs {points(before - after)} of {metric}" if after < before else f"int8 costs no {metric} here"
+    cost = (
+        f"{weights} costs {points(before - after)} of {metric}"
+        if after < before
+        else f"{weights} costs no {metric} here"
+    )
     if full and small and full.get("bytes") and small.get("bytes"):
         cost += f" and makes the student's file {full['bytes'] / small['bytes']:.1f} times smaller"
-    return f"{cost} ({number(before)} in fp32, {number(after)} in int8)."
+    return f"{cost} ({number(before)} in fp32, {number(after)} in {weights})."
 
 
-def _gain(slow: Row, fast: Row, name: str) -> str:
+def _gain(slow: Row, fast: Row, name: str, weights: str) -> str:
     ratios = speeds(slow, fast)
     if not ratios:
         return ""
     least, most = min(ratios.values()), max(ratios.values())
     span = f"{least:.1f}" if f"{least:.1f}" == f"{most:.1f}" else f"{least:.1f} to {most:.1f}"
-    said = f"The int8 file is {span} times as fast as {name}"
+    said = f"The {weights} file is {span} times as fast as {name}"
     lost = [tokens(length) for length, ratio in ratios.items() if ratio < NO_GAIN]
     return f"{said}; no gain at {', '.join(lost)}." if lost else f"{said}."
 

@@ -11,11 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from distill.errors import ExportError
+from distill.errors import BundleError, ExportError
 from distill.export.graph import write
 from distill.export.ort_format import write_ort
 from distill.export.passes import apply_passes, passes_for
-from distill.export.precision import halve_weights, quantize_weights
+from distill.export.precision import halve_weights, quantize_weights, store_floats_within
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
 
@@ -112,3 +112,37 @@ def test_what_is_no_model_cannot_be_converted(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"no\.onnx: ONNX Runtime cannot convert it"):
         write_ort(tmp_path / "no.onnx", tmp_path / "phone")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_floats_on_request_pass_the_gate_or_are_refused(half: bool, fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ships.onnx"
+
+    def measure(file: Path) -> float:
+        return 0.9 if file == fp32 else 0.88
+
+    limits: dict[str, Any] = {"half": half, "measure": measure, "metadata": {"distill.target": "arm64"}}
+    result = store_floats_within(fp32, path, max_drop=2.5, **limits)
+    name = "fp16" if half else "fp32"
+    assert [(rung.form, round(rung.drop, 6)) for rung in result.rungs] == [(f"weights in {name}", 2.0)]
+    assert OnnxModel(path).metadata == {
+        "distill.format": "1",
+        "distill.target": "arm64",
+        "distill.weights": name,
+    }
+    assert result.graph.target == "arm64"
+    assert not result.graph.products
+    assert "bert.encoder.layer.0.output.dense.weight" in result.graph.kept
+    with pytest.raises(ExportError, match=f"weights in {name} lose 2.00 points, more than max_drop = 1"):
+        store_floats_within(fp32, path, max_drop=1.0, **limits)
+    assert not path.exists()
+
+
+def test_the_runtime_loads_ort_files(fp32: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    small = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="arm64")
+    made = write_ort(small.path, tmp_path / "phone")
+    np.testing.assert_allclose(logits(made.path, tiny("bert")), logits(small.path, tiny("bert")), atol=1e-5)
+    broken = tmp_path / "broken.ort"
+    broken.write_bytes(made.path.read_bytes()[:500])
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
+        OnnxModel(broken)
