@@ -44,7 +44,7 @@ from distill.run import Run, encode_rows, texts_of
 from distill.tables import read_table
 from distill.tasks import TASKS, Batch, Encoded, Padding, Task
 from distill.tasks.base import Predictor
-from distill.teacher import Checkpoint, load_checkpoint, load_reader, padding_of
+from distill.teacher import Checkpoint, load_checkpoint, load_config, load_reader, padding_of
 
 LIBRARIES = ("distill", "torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
 
@@ -468,7 +468,7 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     bundle = Bundle.load(folder)
     task = TASKS[bundle.task]
     columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
-    if task.judge(bundle.model, None) is not bundle.model:
+    if type(task).shipped is not Task.shipped:
         raise DataError(
             f"a {bundle.task} bundle ships without the head that its metric takes",
             where=source,
@@ -482,8 +482,8 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
     tokenizer = load_reader(str(folder), task)
     encoded = encode_rows(task, sides["train"].dataset(), tokenizer, bundle.max_length, bundle.labels)
-    padding = padding_of(tokenizer)
-    found = evaluate(bundle.model, encoded, task, padding, batch_size=1, settings=bundle.settings)
+    padding = padding_of(tokenizer, load_config(str(folder)))
+    found = evaluate(task.examine(bundle.model, None), encoded, task, padding, batch_size=1, settings=bundle.settings)
     right, rows = found.metrics[task.metric], len(sides["train"].texts)
     verdict.facts[task.metric] = right
     verdict.facts["rows"] = rows

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
@@ -364,3 +365,55 @@ def test_the_config_survives_saving(tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(logits(again), logits(student.model))
     assert isinstance(again.config, PretrainedConfig)
+
+
+SIZES = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("attention_heads", "layers")}
+SIZES |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16, "max_position_embeddings": 24}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+TRANSLATORS: dict[str, dict[str, Any]] = {
+    "t5": T5 | {"num_layers": 3, "num_decoder_layers": 3},
+    "bart": SIZES | {"encoder_layers": 3, "decoder_layers": 3},
+    "marian": SIZES | {"encoder_layers": 3, "decoder_layers": 3},
+}
+
+
+def make_translator(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    ids = {"vocab_size": 60, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(family, **TRANSLATORS[family], **ids)).eval()
+
+
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_encoder_and_decoder_are_cut_each_by_itself(family: str) -> None:
+    teacher = make_translator(family)
+    teacher.generation_config.num_beams = 3
+    card = load_student_card("layers-4")
+    student = build_student(teacher, card, overrides={"layers": 2, "decoder_layers": 1})
+    assert student.layer_map == [(1, 1), (2, 3)]
+    assert student.fresh == ()
+    theirs, mine = dict(teacher.named_parameters()), dict(student.model.named_parameters())
+    encoder = layer_stack(student.model)
+    decoder = encoder.replace("encoder", "decoder")
+    for origin, name in ((f"{encoder}.2.", f"{encoder}.1."), (f"{decoder}.0.", f"{decoder}.0.")):
+        copied = [key for key in mine if key.startswith(name)]
+        assert copied
+        assert all(torch.equal(mine[key], theirs[key.replace(name, origin, 1)]) for key in copied)
+    assert not any(key.startswith(f"{decoder}.1.") for key in mine)
+    assert student.model.generation_config.num_beams == 3
+    assert build_student(teacher, card, overrides={"layers": 3}).layer_map == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_decoder_has_no_more_layers_than_its_teachers() -> None:
+    with pytest.raises(StudentError, match="decoder_layers is 4 but the teacher's decoder has 3"):
+        build_student(
+            make_translator("t5"), load_student_card("layers-4"), overrides={"layers": 2, "decoder_layers": 4}
+        )
+
+
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_a_student_as_deep_as_its_translator_says_the_same(family: str) -> None:
+    teacher = make_translator(family)
+    student = build_student(teacher, load_student_card("layers-4"), overrides={"layers": 3}).model.eval()
+    given = {"input_ids": torch.tensor([[5, 6, 7, 1]]), "decoder_input_ids": torch.tensor([[0, 8, 9]])}
+    with torch.no_grad():
+        assert torch.equal(teacher(**given).logits, student(**given).logits)

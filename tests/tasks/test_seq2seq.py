@@ -14,8 +14,11 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from typer.testing import CliRunner
 
-from distill.errors import RecipeError
+from distill.cli import app
+from distill.data import load_splits
+from distill.errors import DataError, RecipeError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.ledger import claim
@@ -23,6 +26,7 @@ from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.rewriting import rewritten
 from distill.run import Run, check_columns
+from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding, concatenate, find_task
 from distill.teacher import load_checkpoint
 
@@ -266,3 +270,30 @@ def test_a_student_learns_what_its_teacher_writes(rows, finished, rows_file, tmp
             tokens = run.teacher.tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=32)
             ids = run.teacher.model.generate(**tokens, do_sample=False, num_beams=4)[0]
             assert row["label"] == run.teacher.tokenizer.decode(ids, skip_special_tokens=True).strip() != ""
+
+
+def test_an_empty_target_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["text,label", *(f"text {n},Text {n}" for n in range(20)), "lost,", "more,mehr"]))
+    with pytest.raises(DataError, match=r"row 21: 'label' is (empty|missing)"):
+        load_splits(path, target="text")
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_on_data_elsewhere(finished, rows, rows_file):
+    _, result = finished
+    source = rows_file(rows["validation"], "elsewhere")
+    verdict = verify_with_data(result.bundle, str(source), verify_bundle(result.bundle))
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    assert verdict.facts["likelihood"] == pytest.approx(models["student-int8"]["metrics"]["likelihood"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_is_written(finished, rows):
+    _, result = finished
+    text = rows["validation"][0]["en"]
+    said = CliRunner().invoke(app, ["predict", str(result.bundle), text])
+    assert said.exit_code == 0
+    written = " ".join(Bundle.load(result.bundle)(text).text.split())
+    assert said.output == f"{written}\t{text}\n"
+    assert written
