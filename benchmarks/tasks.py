@@ -109,6 +109,7 @@ def recipe_of(task: str, options: argparse.Namespace) -> Recipe:
     values["data"] = {key: value for key, value in values["data"].items() if key not in SNIPS} | files
     if "epochs" in changes:
         values["training"]["epochs"] = changes["epochs"]
+    values["student"] = values.get("student", {}) | json.loads(options.student)
     values |= {"name": task, "output": str(folder / "run"), "seed": options.seed}
     return Recipe.parse(values | {"export": {"target": "x86-vnni"}, "bench": {"lengths": [32], "runs": 100}})
 
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tasks"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--student", default="{}", help="what of the recipe's student differs, as JSON")
     options = parser.parse_args()
     rows: Rows = []
     for task in options.tasks:
