@@ -17,13 +17,23 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
 from distill.export.ladder import LadderResult, Measure, Rung, lost
 from distill.export.lookups import quantize_tables
-from distill.export.passes.match import array, constant, node_before, products
+from distill.export.passes.match import (
+    Product,
+    array,
+    constant,
+    node_after,
+    node_before,
+    numbers_of,
+    products,
+    take_over,
+)
 from distill.export.passes.shapes import gemm_as_product
-from distill.export.quantize import QuantizedGraph
+from distill.export.quantize import FUSED, QuantizedGraph, stays_exact
 from distill.export.sizes import Component, components
 
 BLOCK = 32
@@ -104,20 +114,53 @@ def quantize_weights(
     Raises:
         ExportError: Nothing in the file can be quantised.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
     model = ir.load(fp32_path)
     gemm_as_product(model)
-    names = [str(found.weight.name) for found in products(model.graph)]
+    names = []
+    for found in products(model.graph):
+        if not stays_exact(found):
+            _in_blocks(found, bits, block)
+            names.append(str(found.weight.name))
     if not names:
         raise ExportError("no product with weights is in it", where=str(fp32_path), fix="Give the exported fp32 graph.")
     done = quantize_tables(model) if tables else []
-    blocks = MatMulNBitsQuantizer(
-        ir.to_proto(model), bits=bits, block_size=block, is_symmetric=True, accuracy_level=EXACT
-    )
-    blocks.process()
-    made = ir.from_proto(blocks.model.model)
-    return _written(made, Path(path), [*names, *done], {"distill.weights": f"int{bits}", **(metadata or {})})
+    RemoveUnusedNodesPass()(model)
+    model.graph.opset_imports[FUSED] = 1
+    return _written(model, Path(path), [*names, *done], {"distill.weights": f"int{bits}", **(metadata or {})})
+
+
+def pack_blocks(weight: np.ndarray, bits: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """A weight (in, out) as MatMulNBits has it: symmetric, the zero point in the middle.
+
+    Returns:
+        uint8 (out, blocks, block * bits / 8), at 4 bits the even number in the low half; fp32 scales (out, blocks).
+    """
+    rows, columns = weight.shape
+    padded = np.zeros((columns, -(-rows // block) * block), np.float32)
+    padded[:, :rows] = weight.T
+    blocks = padded.reshape(columns, -1, block)
+    middle = 1 << (bits - 1)
+    scales = np.abs(blocks).max(axis=-1) / (middle - 1)
+    scales = np.where(scales == 0, 1, scales).astype(np.float32)
+    numbers = (np.rint(blocks / scales[..., None]) + middle).astype(np.uint8)
+    return (numbers if bits == 8 else numbers[..., ::2] | numbers[..., 1::2] << 4), scales
+
+
+def _in_blocks(found: Product, bits: int, block: int) -> None:
+    """Puts the block-wise product in the place of an fp32 one; the bias stays behind it."""
+    graph = found.matmul.graph
+    assert graph is not None
+    weight = numbers_of(found.weight)
+    numbers, scales = pack_blocks(weight, bits, block)
+    inputs: list[ir.Value | None] = [
+        found.x,
+        constant(graph, numbers, f"{found.weight.name}.int{bits}"),
+        constant(graph, scales.reshape(-1), f"{found.weight.name}.scale"),
+    ]
+    shape = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": block}
+    old = found.matmul.outputs[0]
+    node = node_after(found.matmul, "MatMulNBits", inputs, old, domain=FUSED, **shape, accuracy_level=EXACT)
+    take_over(old, node.outputs[0])
 
 
 def store_floats_within(

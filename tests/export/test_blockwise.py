@@ -6,8 +6,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from distill.errors import ExportError
-from distill.export.blockwise import BLOCK, pack_blocks, quantize_blocks, quantize_blocks_within
+from distill.export.blockwise import quantize_blocks_within
 from distill.export.graph import export_graph
+from distill.export.precision import BLOCK, pack_blocks, quantize_weights
 from distill.export.runtime import OnnxModel
 from distill.tasks import TASKS
 
@@ -38,9 +39,8 @@ def test_packed_numbers_by_hand(bits, largest):
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.25)])
 def test_answers_and_size(fp32, tmp_path, bits, error):
-    made = quantize_blocks(fp32, tmp_path / "blocks.onnx", bits=bits, metadata={"distill.task": "causal-lm"})
-    assert len(made.products) == 9  # four of each layer, and the head
-    assert len(made.tables) == 2
+    made = quantize_weights(fp32, tmp_path / "blocks.onnx", bits=bits, metadata={"distill.task": "causal-lm"})
+    assert len(made.weights) == 11  # four products of each layer and the head, two tables
     assert made.bytes < fp32.stat().st_size * (0.35 if bits == 8 else 0.28)
     exact, blocks = OnnxModel(fp32), OnnxModel(made.path)
     assert blocks.metadata["distill.task"] == "causal-lm"
