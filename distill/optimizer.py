@@ -90,6 +90,7 @@ class RowAdamW(torch.optim.AdamW):
         state, group = self.state[weight] or self._begin(weight), self._group
         (beta1, beta2), rate, shrink = group["betas"], float(group["lr"]), 1 - group["lr"] * group["weight_decay"]
         rows, g_RH = gradient.indices()[0], gradient.values()
+        self._bring_up(rows)  # those that another process looked up
         state["step"] += 1
         step = int(state["step"])
         corrected1, corrected2 = 1 - beta1**step, (1 - beta2**step) ** 0.5

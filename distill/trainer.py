@@ -7,6 +7,7 @@ accumulation window and all processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ class DistillationModule(nn.Module):
         self.objective = objective
         self._tapped = TappedModel(student, sorted(objective.student_taps))
 
+    def close(self) -> None:
+        """Takes the hooks out of the student."""
+        self._tapped.close()
+
     def forward(
         self, batch: Mapping[str, Tensor], teacher: Features, progress: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -68,6 +73,30 @@ class _NoTeacher:
 
     def features(self, batch: Mapping[str, Tensor]) -> Features:
         return {}
+
+
+def sometimes_unused(student: Any, objective: Objective, teacher: Teacher | None, batch: dict[str, Tensor]) -> bool:
+    """Whether a step may leave a trained parameter without a gradient: a term that rests, or a layer nothing reads.
+
+    Args:
+        student: It is run once, without dropout, and left as it was.
+        objective: Its terms' weights are looked at over the whole of training.
+        teacher: As in the trainer.
+        batch: Any, on the student's device.
+    """
+    if any(0.0 in objective.weights(step / 100).values() for step in range(101)):
+        return True
+    module = DistillationModule(student, copy.deepcopy(objective))  # a memory of earlier rows must not see this one
+    training = student.training
+    student.eval()
+    try:
+        terms = module(batch, (teacher or _NoTeacher()).features(batch), 0.0)
+        torch.stack([total for total, _ in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        return any(parameter.grad is None for parameter in module.parameters() if parameter.requires_grad)
+    finally:
+        module.close()
+        module.zero_grad()
+        student.train(training)
 
 
 class DistillationTrainer(transformers.Trainer):

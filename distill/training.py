@@ -24,7 +24,7 @@ from distill.rhythm import Rhythm, latest_checkpoint
 from distill.step_clock import StepClock
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
-from distill.trainer import DistillationModule, DistillationTrainer
+from distill.trainer import DistillationModule, DistillationTrainer, sometimes_unused
 
 __all__ = ["DistillationModule", "DistillationTrainer", "fit", "flush_denormals", "tensor_collate"]
 
@@ -76,7 +76,7 @@ def fit(
         freeze_embeddings(student)
     flush_denormals()
     transformers.set_seed(seed)
-    by_rows = row_embedding(student) if args.use_cpu and processes.count() == 1 else None
+    by_rows = row_embedding(student) if args.use_cpu else None
     with progress.stage(name, total=args.max_steps, unit="steps") as stage, quick(student):
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
@@ -87,6 +87,8 @@ def fit(
         def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
             return task.vary(row, seed, epoch)
 
+        if processes.count() > 1:  # else DDP looks through the whole graph in every step, and says so
+            args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
         trainer = DistillationTrainer(
             student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock
         )
@@ -125,6 +127,7 @@ def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
     )
     args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the taps: several cards are for torchrun
     return args, max(1, steps)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +91,65 @@ def test_two_processes_learn_what_one_learns(tmp_path, quiet_teacher, intents_fo
         torch.testing.assert_close(
             shared[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def launch(tmp_path, name, recipe):
+    script, path = tmp_path / "run.py", tmp_path / f"{name}.toml"
+    script.write_text(CODE)
+    path.write_text(Recipe.parse({**recipe, "output": str(tmp_path / name)}).to_toml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(script), str(path)],
+        stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path, quiet_teacher, intents_folder):
+    """Dropout is on: the random state of each process has to come back, and the rows that wait for their update."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(
+        quiet_teacher, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+    )
+    teacher.save_pretrained(quiet_teacher)
+    train, validation = (str(intents_folder / f"{split}.csv") for split in ("train", "validation"))
+    recipe = {
+        "teacher": {"checkpoint": str(quiet_teacher)},
+        "student": {"layers": 1},
+        "data": {"train": train, "validation": validation, "max_length": 32},
+        "training": {"epochs": 4, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_seconds": 0.05},
+    }
+    recipe["training"]["baseline"] = False
+    whole = launch(tmp_path, "whole", recipe)
+    assert whole.wait(300) == 0, whole.stderr.read()[-3000:]
+    killed = launch(tmp_path, "killed", recipe)
+    folder = tmp_path / "killed"
+    while killed.poll() is None and not list(folder.glob("work/train/checkpoint-1?/complete.json")):
+        time.sleep(0.01)
+    assert killed.poll() is None, killed.stderr.read()[-3000:]
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    killed.stderr.close()
+    for process in workers_of(tmp_path / "killed.toml"):
+        os.kill(process, signal.SIGKILL)
+    last = launch(tmp_path, "killed", recipe)
+    assert last.wait(300) == 0, last.stderr.read()[-3000:]
+    one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for process in (whole, last):
+        process.stderr.close()
+
+
+def workers_of(recipe):
+    """Processes whose command line names this recipe: torchrun gives each worker a session of its own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(recipe).encode() in words:
+            found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
