@@ -4,9 +4,9 @@
     python benchmarks/million.py ../shared/data --sizes 1000000 --until encode
 
 The transfer set repeats real sentences (SST-2, WikiText-2) with seeded edits: a word left out, swapped with its
-neighbour, or replaced by another. Each size runs in its own process, stage by stage: read and clean, encode, label, train
-one epoch on cached logits. The teacher is 2 layers, 64 wide, of random weights unless `--teacher` names another: memory
-and the share of our own code in the time are measured here, not the model's.
+neighbour, or replaced by another. Each size runs in its own process, stage by stage: read and clean, encode, label, and
+train one epoch on cached logits. The teacher is 2 layers, 64 wide, of random weights unless `--teacher` names another:
+memory and the share of our own code in the time are measured here, not the model's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, size: int) -> dict[str, Any]:
-    """One size in this process: processor seconds (other work on the machine does not count), peak and resident bytes after each stage."""
+    """One size in this process: processor seconds (other work does not count) and the peak after each stage."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -92,10 +92,11 @@ def measure(options: argparse.Namespace, size: int) -> dict[str, Any]:
     folder = options.output / str(size)
     teacher = options.teacher or str(tiny_teacher(options.output / "teacher"))
     source = write_sentences(options.data, size, options.output / f"sentences-{size}.txt.gz")
+    names = {"LABEL_0": "negative", "LABEL_1": "positive"}
     recipe = Recipe.parse(
         {
             "output": str(folder),
-            "teacher": {"checkpoint": teacher, "label_map": {"LABEL_0": "negative", "LABEL_1": "positive"}},
+            "teacher": {"checkpoint": teacher, "label_map": names},
             "student": {"layers": 1},
             "data": {
                 "train": str(options.data / "sst2/train.csv"), "validation": str(options.data / "sst2/dev.csv"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -273,10 +274,18 @@ def _fill(
         return
     with progress.stage("Labelling", total=len(encoded), unit="sentences") as stage:
         stage.advance(len(encoded) - sum(len(spans[number]) for number in todo))
-        for number in todo:
-            content = _label(teacher, encoded, spans[number], collate, index["plan"]["batch_size"], text_of, stage)
-            write_shard(shard_path(folder, number), content)
-            records[number] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
+        took, since = 0.0, time.monotonic()
+        try:
+            for number in todo:
+                content = _label(teacher, encoded, spans[number], collate, index["plan"]["batch_size"], text_of, stage)
+                write_shard(shard_path(folder, number), content)
+                records[number] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
+                # Of a million shards an index takes a second to write: it may take a twentieth of the time, no more.
+                now = time.monotonic()
+                if now - since >= 20 * took:
+                    write_json(folder / INDEX, index)
+                    took, since = time.monotonic() - now, time.monotonic()
+        finally:
             write_json(folder / INDEX, index)
 
 

@@ -58,7 +58,7 @@ LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
 CHUNK = 8192
 """Rows that are worked on together."""
 
-LARGE = 100_000
+LARGE = 20_000
 """Rows of a transfer set whose token ids are kept on disk."""
 
 SAMPLE = 256
