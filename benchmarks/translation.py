@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=6000)
     parser.add_argument("--targets", nargs="+", default=["gold"], help="what students learn from: gold, teacher")
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -97,7 +98,7 @@ def main() -> None:
             options,
             teacher={"checkpoint": checkpoint},
             student={"layers": 2, "decoder_layers": 1},
-            training={**steps, "baseline": targets == "gold"},
+            training={**steps, "baseline": options.baseline and targets == "gold"},
             **({"objective": {"targets": targets}} if targets != "gold" else {}),
             export={"target": "x86-vnni", "max_drop": 2},
             bench={"lengths": [16], "runs": 50},
