@@ -1,12 +1,11 @@
 """Processor seconds and memory by the size of the transfer set: what a sentence costs, and whether it stays so.
 
-    python benchmarks/million.py ../shared/data --sizes 10000 30000 100000 --until train
-    python benchmarks/million.py ../shared/data --sizes 1000000 --until encode
+    python benchmarks/million.py ../shared/data --sizes 10000 30000 100000 1000000:encode
 
 The transfer set repeats real sentences (SST-2, WikiText-2) with seeded edits: a word left out, swapped with its
 neighbour, or replaced by another. Each size runs in its own process, stage by stage: read and clean, encode, label, and
-train one epoch on cached logits. The teacher is 2 layers, 64 wide, of random weights unless `--teacher` names another:
-memory and the share of our own code in the time are measured here, not the model's.
+train one epoch on cached logits; `1000000:encode` ends with a stage. The teacher is 2 layers, 64 wide, of random weights
+unless `--teacher` names another: memory and the share of our own code in the time are measured here, not the model's.
 """
 
 from __future__ import annotations
@@ -34,44 +33,46 @@ STAGES = ("clean", "encode", "label", "train")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with sst2/ and wikitext2/")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
-    parser.add_argument("--until", choices=STAGES, default="train")
+    parser.add_argument("--sizes", nargs="+", default=["10000", "30000", "100000", "1000000:encode"])
     parser.add_argument("--teacher", default="", help="folder of a classifier with two labels")
     parser.add_argument("--preset", default="logits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/million"))
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options, options.one)))
+        size, _, options.until = options.one.partition(":")
+        options.until = options.until or STAGES[-1]
+        print(json.dumps(measure(options, int(size))))
         return
     rows = []
     for size in options.sizes:
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", str(size)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", size]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
     facts = {"sizes": rows, "slopes": slopes(rows), "threads": options.threads, "teacher": options.teacher or "tiny"}
     print(json.dumps(facts["slopes"], indent=1))
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{date.today()}-{options.until}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (options.output / f"{date.today()}-million.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """By stage, the straight line through seconds and sentences; of all, the one through peak bytes and sentences."""
-    if len(rows) < 2:
-        return {}
-    sizes = [row["sentences"] for row in rows]
+    """By stage, the straight lines through seconds and through peak bytes over sentences, of the sizes that had it."""
     found: dict[str, Any] = {}
-    for stage in rows[0]["seconds"]:
-        slope, start = np.polyfit(sizes, [row["seconds"][stage] for row in rows], 1)
-        each = [1e6 * row["seconds"][stage] / row["sentences"] for row in rows]
+    for stage in STAGES:
+        known = [row for row in rows if stage in row["seconds"]]
+        if len(known) < 2:
+            continue
+        sizes = [row["sentences"] for row in known]
+        seconds, start = np.polyfit(sizes, [row["seconds"][stage] for row in known], 1)
+        peak, held = np.polyfit(sizes, [row["peaks"][stage] for row in known], 1)
         found[stage] = {
-            "microseconds_a_sentence": round(1e6 * slope, 2), "seconds_at_0": round(start, 2),
-            "by_size": [round(value, 1) for value in each],
+            "microseconds_a_sentence": round(1e6 * seconds, 1), "seconds_at_0": round(start, 2),
+            "microseconds_by_size": [round(1e6 * row["seconds"][stage] / row["sentences"], 1) for row in known],
+            "peak_bytes_a_sentence": round(peak, 1), "peak_megabytes_at_0": round(held / 1e6, 1),
         }  # fmt: skip
-    slope, start = np.polyfit(sizes, [row["peak_bytes"] for row in rows], 1)
-    return {**found, "memory": {"bytes_a_sentence": round(slope, 1), "megabytes_at_0": round(start / 1e6, 1)}}
+    return found
 
 
 def measure(options: argparse.Namespace, size: int) -> dict[str, Any]:

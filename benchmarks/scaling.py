@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 HOUR = 3600.0
+SAMPLER = 32
+"""Bytes of a row while batches are drawn: its length, its place in the order, in its window and in its batch, int64."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,15 @@ def main() -> None:
 
 def read(facts: dict[str, Any]) -> dict[str, float]:
     """Slopes a sentence of what was measured."""
-    slopes, last = facts["slopes"], facts["sizes"][-1]
-    rows = last["sentences"]
-    whole = facts.get("whole", last)
+    slopes, whole = facts["slopes"], facts["sizes"][-1]
+    labelled = next(row for row in reversed(facts["sizes"]) if row["disk_bytes"]["cache"])
     return {
-        "tokens": last["tokens"] / rows,
+        "tokens": whole["tokens"] / whole["sentences"],
         **{stage: slopes[stage]["microseconds_a_sentence"] / 1e6 for stage in ("clean", "encode")},
-        "memory": max(slopes["memory"]["bytes_a_sentence"], 0.0),
+        "memory": max(slopes["encode"]["peak_bytes_a_sentence"], 0.0),
         "text": whole["disk_bytes"]["text"] / whole["sentences"],
         "ids": whole["disk_bytes"]["encoded"] / whole["sentences"],
-        "logits": last["disk_bytes"]["cache"] / rows,
+        "logits": labelled["disk_bytes"]["cache"] / labelled["sentences"],
     }
 
 
@@ -115,7 +116,7 @@ def costs(
         train = steps * (compute + exchange)
         hours = [prepare / HOUR, label / HOUR, train / HOUR, steps * exchange / HOUR]
         total = sum(hours[:3])
-        cells = [f"{gpus}", *(f"{value:.2f}" for value in hours), f"{total:.2f}", f"{total * gpus:.1f}"]
+        cells = [f"{gpus}", *(f"{value:.3f}" for value in hours), f"{total:.3f}", f"{total * gpus:.1f}"]
         lines.append(f"| {' | '.join([*cells, f'{gpus * cluster.batch:,}'])} |")
     return "\n".join([*lines, ""])
 
@@ -161,7 +162,7 @@ def limits(measured: dict[str, float], cluster: Cluster) -> str:
     found = {
         "cleaning and encoding by one process: a day": day / (measured["clean"] + measured["encode"]),
         "memory maps of one cache, a shard of 1,024 sentences each (vm.max_map_count = 65,530)": 65_530 * 1024,
-        f"memory of one process: {cluster.memory / 1e9:.0f} GB": cluster.memory / max(measured["memory"], 1e-9),
+        f"memory of one process: {cluster.memory / 1e9:.0f} GB": cluster.memory / (measured["memory"] + SAMPLER),
     }
     lines = ["| what ends first in one process | sentences |", "|---|---:|"]
     lines += [
@@ -170,7 +171,7 @@ def limits(measured: dict[str, float], cluster: Cluster) -> str:
     small, wide = (step(measured, Shape(6, 768), cluster, 512, batch) for batch in (32, cluster.batch))
     lines.append("")
     lines.append(
-        f"at 512 GPUs the exchange of gradients takes {small[1] / small[0]:.1f} times the computation of a step with "
+        f"at 512 GPUs what is left of the gradients' exchange takes {small[1] / small[0]:.1f} times a step's computation at "
         f"32 sentences a GPU, {wide[1] / wide[0]:.2f} times with {cluster.batch}"
     )
     return "\n".join(lines)
