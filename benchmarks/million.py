@@ -4,8 +4,9 @@
 
 The transfer set repeats real sentences (SST-2, WikiText-2) with seeded edits: a word left out, swapped with its
 neighbour, or replaced by another. Each size runs in its own process, stage by stage: read and clean, encode, label, and
-train one epoch on cached logits; `1000000:encode` ends with a stage. The teacher is 2 layers, 64 wide, of random weights
-unless `--teacher` names another: memory and the share of our own code in the time are measured here, not the model's.
+train one epoch on cached logits; `1000000:encode` ends with a stage. The teacher is 2 layers, 64 wide, of random
+weights unless `--teacher` names another: memory and the share of our own code in the time are measured here, not the
+model's.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ def limits(measured: dict[str, float], cluster: Cluster) -> str:
     small, wide = (step(measured, Shape(6, 768), cluster, 512, batch) for batch in (32, cluster.batch))
     lines.append("")
     lines.append(
-        f"at 512 GPUs what is left of the gradients' exchange takes {small[1] / small[0]:.1f} times a step's computation at "
-        f"32 sentences a GPU, {wide[1] / wide[0]:.2f} times with {cluster.batch}"
+        f"at 512 GPUs the rest of the gradients' exchange takes {small[1] / small[0]:.1f} times a step's computation "
+        f"at 32 sentences a GPU, {wide[1] / wide[0]:.2f} times with {cluster.batch}"
     )
     return "\n".join(lines)
 
