@@ -35,7 +35,7 @@ from distill.machine import describe_machine
 from distill.objectives.presets import PRESETS
 from distill.pipeline import finetune
 from distill.run import Run
-from distill.student import Student, build_student
+from distill.student.build import Student, build_student
 from distill.teacher import load_checkpoint
 
 Row = tuple[str, str]

@@ -198,7 +198,7 @@ def work(options: argparse.Namespace) -> None:
     from distill.ledger import Ledger
     from distill.progress import SILENT
     from distill.run import Run
-    from distill.training import flush_denormals
+    from distill.training.fit import flush_denormals
 
     torch.set_num_threads(options.threads)
     kind = "whole" if options.whole else "blocks"
@@ -224,9 +224,9 @@ def work(options: argparse.Namespace) -> None:
 
 def blocks(run: Any, options: argparse.Namespace) -> None:
     """Our labelling, or our training from a cache made beforehand, a block at a time."""
-    from distill.cache import build_cache, cache_key
+    from distill.cache.cached_teacher import build_cache, cache_key
     from distill.teacher import LiveTeacher, use_bf16
-    from distill.training import fit, tensor_collate
+    from distill.training.fit import fit, tensor_collate
 
     objective, _ = run.objective()
     gate = Gate(options.steps // 2)  # batches of 64
@@ -293,7 +293,7 @@ def setting(run: Any, gate: Gate | None, options: argparse.Namespace) -> tuple[A
     import torch
     import transformers
 
-    from distill.training import tensor_collate
+    from distill.training.fit import tensor_collate
 
     student = run.new_student().model
     collate = tensor_collate(run.task, run.teacher.padding)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from distill.export.runtime import Bundle
     from distill.pipeline import compress, finetune
     from distill.recipe import Recipe
-    from distill.training import DistillationTrainer
+    from distill.training.fit import DistillationTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "distill.export.runtime",
     "DistillError": "distill.errors",
-    "DistillationTrainer": "distill.training",
+    "DistillationTrainer": "distill.training.fit",
     "Recipe": "distill.recipe",
     "compress": "distill.pipeline",
     "finetune": "distill.pipeline",

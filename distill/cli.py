@@ -382,7 +382,7 @@ def student_show(
     """Print layer map, exact parameters and int8 bytes of a card's student of a teacher."""
     from distill.cards import load_student_card
 
-    student, loader = _train_module("distill.student"), _train_module("distill.teacher")
+    student, loader = _train_module("distill.student.build"), _train_module("distill.teacher")
     plan = student.plan_student(loader.load_config(teacher), load_student_card(card))
     _print_table(f"{card} of {teacher}", list(student.TABLE_COLUMNS), plan.rows())
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.data import content_fraction, content_key
+from distill.data.splits import content_fraction, content_key
 from distill.errors import DataError, needs_extra
 from distill.files import full_disk_is_an_error, read_json, replace_folder, sha256_file, write_json, write_text
 from distill.progress import SILENT, Progress

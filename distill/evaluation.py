@@ -13,7 +13,8 @@ from distill.errors import DataError, VerificationError
 from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
-from distill.tasks.base import SOURCE, Array, Predictor
+from distill.tasks.base import Predictor
+from distill.tasks.encoded import SOURCE, Array
 
 
 class TorchPredictor:

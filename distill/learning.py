@@ -12,19 +12,19 @@ import transformers
 
 from distill import processes
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
-from distill.fake_int8 import compute_in_floats, compute_in_int8
 from distill.features import describe
 from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms, translate
-from distill.on_policy import OnPolicy
 from distill.recipe import TrainingRecipe
 from distill.run import Run
-from distill.step_clock import StepClock, speed_lines
-from distill.student import TABLE_COLUMNS
+from distill.student.build import TABLE_COLUMNS
 from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
-from distill.training import fit
+from distill.training.fake_int8 import compute_in_floats, compute_in_int8
+from distill.training.fit import fit
+from distill.training.on_policy import OnPolicy
+from distill.training.step_clock import StepClock, speed_lines
 
 
 def make_teacher(run: Run) -> dict[str, Any]:

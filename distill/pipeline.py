@@ -20,7 +20,7 @@ from distill.ledger import claim
 from distill.progress import SILENT, Progress
 from distill.recipe import Recipe
 from distill.run import Run
-from distill.training import flush_denormals
+from distill.training.fit import flush_denormals
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "teacher": learning.make_teacher,

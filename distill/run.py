@@ -14,29 +14,30 @@ import datasets
 from torch import Tensor
 
 from distill import processes
-from distill.augmentation import kept_texts
-from distill.cache import encoded_hash
+from distill.cache.cached_teacher import encoded_hash
+from distill.cache.labelling import label_rows
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
-from distill.data import Splits, content_key, load_splits
+from distill.data.augmentation import kept_texts
+from distill.data.packing import pack_on_disk
+from distill.data.splits import Splits, content_key, load_splits
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import ObjectiveError, RecipeError, TeacherError
 from distill.evaluation import Evaluation, TorchPredictor, by_group, predict_rows
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
-from distill.labelling import label_rows
 from distill.ledger import Ledger
 from distill.objectives import Objective, build_objective
 from distill.objectives.losses import LOSSES
 from distill.objectives.objective import check_top_k
 from distill.objectives.presets import resolve_terms
-from distill.packing import pack_on_disk
 from distill.progress import Progress
 from distill.recipe import Recipe, TermRecipe
 from distill.rewriting import rewritten
-from distill.start import start_student
-from distill.student import Student
+from distill.student.build import Student
+from distill.student.start import start_student
+from distill.student.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
 from distill.tasks import TASKS, Encoded, Task, concatenate, find_task
-from distill.tasks.base import Array
+from distill.tasks.encoded import Array
 from distill.teacher import (
     Checkpoint,
     LiveTeacher,
@@ -49,8 +50,7 @@ from distill.teacher import (
     rename_labels,
     use_bf16,
 )
-from distill.training import tensor_collate
-from distill.vocabulary import Trimmed, count_pieces, measure_coverage, trim_vocabulary
+from distill.training.fit import tensor_collate
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
 """Of more tokens than the first, `cache.top_k = "auto"` keeps as many as the second."""

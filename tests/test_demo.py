@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 from distill import demo
-from distill.data import content_key, load_splits
+from distill.data.splits import content_key, load_splits
 from distill.demo import ARCHIVE, fetch_archive, polarity, prepare_demo, read_rated
 from distill.errors import DataError
 from distill.recipe import Recipe

@@ -9,7 +9,7 @@ from distill.errors import DataError, VerificationError
 from distill.evaluation import agreement, disagreements, evaluate, predict_rows
 from distill.learning import result_line
 from distill.tasks import TASKS, Padding
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 
 TASK = TASKS["text-classification"]
 

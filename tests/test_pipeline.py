@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import pipeline as transformers_pipeline
 
-from distill.cache import CachedTeacher
+from distill.cache.cached_teacher import CachedTeacher
 from distill.candidates import machine_target
 from distill.errors import ObjectiveError
 from distill.export.runtime import Bundle, OnnxModel

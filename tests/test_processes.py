@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distill import processes
+from distill.data.sampling import LengthBucketSampler, ProcessBatches
 from distill.recipe import Recipe
-from distill.sampling import LengthBucketSampler, ProcessBatches
 
 CODE = """
 import sys, torch

@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from distill.errors import BundleError, VerificationError, needs_extra
 from distill.export.bundle import MANIFEST
-from distill.export.runtime import QUANTIZED, Bundle, inside, refuse_external_data
+from distill.export.runtime import QUANTIZED, Bundle, inside
+from distill.export.single_file import refuse_external_data
 from distill.export.strings import odd_strings
 from distill.export.text_graph import CONTRIB, Nodes, wordpiece
 from distill.files import sha256_file, write_json

@@ -14,7 +14,8 @@ import numpy as np
 from distill.errors import BundleError, DistillError, VerificationError
 from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
 from distill.export.pieces import files_of
-from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, refuse_external_data
+from distill.export.runtime import FULL, QUANTIZED, Bundle, inside
+from distill.export.single_file import refuse_external_data
 from distill.files import sha256_file
 from distill.machine import describe_machine
 

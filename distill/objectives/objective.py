@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.cache.top_k import TOP, reduce_both
 from distill.encoders import Architecture
 from distill.errors import ObjectiveError
 from distill.features import Features
@@ -21,7 +22,6 @@ from distill.objectives.projection import Projections
 from distill.objectives.relational import pool
 from distill.objectives.schedule import dynamic_temperature
 from distill.recipe import TermRecipe
-from distill.top_k import TOP, reduce_both
 
 ON_DISTRIBUTIONS = ("soft_labels", "jsd", "reverse_kl", "total_variation")
 """Losses that compare two distributions whatever their classes are: they can read the likeliest classes alone."""
@@ -82,7 +82,7 @@ class Objective(nn.Module):
 
         Args:
             student: At least `student_taps`.
-            teacher: At least `teacher_taps`; `logits.ids` and `logits.top` of `distill.top_k` may stand for `logits`.
+            teacher: At least `teacher_taps`; `logits.ids` and `logits.top` of `cache.top_k` may stand for `logits`.
             batch: `attention_mask` (B, L), `scored`, `labels` as the terms read them.
             progress: Share of training done, in [0, 1].
         """

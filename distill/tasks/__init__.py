@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distill.errors import TeacherError
-from distill.tasks.base import Batch, Encoded, GraphSpec, Padding, Task, concatenate
+from distill.tasks.base import GraphSpec, Task
 from distill.tasks.causal_lm import CausalLM
+from distill.tasks.encoded import Batch, Encoded, Padding, concatenate
 from distill.tasks.image_classification import ImageClassification
 from distill.tasks.masked_lm import MaskedLanguageModel
 from distill.tasks.multi_label import MultiLabelClassification

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.tasks.base import NO_LABEL, SOURCE, Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns
+from distill.tasks.base import GraphSpec, Task
+from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 from distill.tasks.past import with_past
 
 NEW_TOKENS = 32

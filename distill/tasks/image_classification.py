@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from distill.tasks.base import Array, Batch, Encoded, GraphSpec, Padding
+from distill.tasks.base import GraphSpec
+from distill.tasks.encoded import Array, Batch, Encoded, Padding
 from distill.tasks.text_classification import TextClassification
 
 PIXELS = "pixel_values"

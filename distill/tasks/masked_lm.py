@@ -9,19 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.errors import TeacherError
-from distill.tasks.base import (
-    NO_LABEL,
-    SOURCE,
-    Array,
-    Batch,
-    Encoded,
-    GraphSpec,
-    Padding,
-    Predictor,
-    Task,
-    pack,
-    pad_columns,
-)
+from distill.tasks.base import GraphSpec, Predictor, Task
+from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 
 MASKED = 0.15
 """Share of the tokens that are to be guessed (1810.04805)."""

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.heads.multi_label import THRESHOLD
-from distill.tasks.base import Array, Encoded, GraphSpec
+from distill.tasks.base import GraphSpec
+from distill.tasks.encoded import Array, Encoded
 from distill.tasks.text_classification import TextClassification
 
 ENOUGH = 20

@@ -11,18 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from distill.heads.spans import QUESTION, STRIDE, Answer, Read, answer, cut_question, null_score, spans
-from distill.tasks.base import (
-    NO_LABEL,
-    SOURCE,
-    Array,
-    Batch,
-    Encoded,
-    GraphSpec,
-    Padding,
-    Task,
-    pack,
-    pad_columns,
-)
+from distill.tasks.base import GraphSpec, Task
+from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 
 SILENT = 1e9
 """The margin of a context without a token: no threshold makes it answer."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.tasks.base import Array, Encoded, GraphSpec
+from distill.tasks.base import GraphSpec
+from distill.tasks.encoded import Array, Encoded
 from distill.tasks.text_classification import TextClassification
 
 CLOSE = 0.1

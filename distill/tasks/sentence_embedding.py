@@ -10,7 +10,8 @@ import numpy as np
 
 from distill.errors import StudentError
 from distill.tasks import pooling
-from distill.tasks.base import Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns
+from distill.tasks.base import GraphSpec, Task
+from distill.tasks.encoded import Array, Batch, Encoded, Padding, pack, pad_columns
 
 COMPARED = 1000
 """Texts between which similarities are compared: all pairs of the first ones, half a million at most."""

@@ -10,19 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.heads.generation import Rules
-from distill.tasks.base import (
-    NO_LABEL,
-    Array,
-    Batch,
-    Encoded,
-    GraphSpec,
-    Padding,
-    Predictor,
-    Ragged,
-    Task,
-    pack,
-    pad_columns,
-)
+from distill.tasks.base import GraphSpec, Predictor, Task
+from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragged, pack, pad_columns
 from distill.tasks.translation_graph import with_memory
 
 UNWRITTEN = -1

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from distill.tasks.base import NO_LABEL, Array, Batch, Encoded, GraphSpec, Padding, Task, pack, pad_columns, softmax
+from distill.tasks.base import GraphSpec, Task
+from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, pack, pad_columns, softmax
 
 
 class TextClassification(Task):

@@ -8,19 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distill.heads.tagging import STRIDE, entities, first_pieces
-from distill.tasks.base import (
-    NO_LABEL,
-    SOURCE,
-    Array,
-    Batch,
-    Encoded,
-    GraphSpec,
-    Padding,
-    Task,
-    pack,
-    pad_columns,
-    softmax,
-)
+from distill.tasks.base import GraphSpec, Task
+from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns, softmax
 
 
 class TokenClassification(Task):

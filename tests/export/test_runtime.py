@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from distill.errors import BundleError, DataError
-from distill.export.runtime import FULL, QUANTIZED, STREAM, Bundle, OnnxModel, refuse_external_data
+from distill.export.runtime import FULL, QUANTIZED, STREAM, Bundle, OnnxModel
+from distill.export.single_file import refuse_external_data
 
 
 @pytest.fixture(scope="module")
@@ -351,4 +352,5 @@ def test_answering_loads_numpy_onnxruntime_and_tokenizers_alone(tiny_bundle: Pat
     assert {"numpy", "onnxruntime", "tokenizers"} <= set(packages.split())
     assert not set(packages.split()) & set(HEAVY)
     rest = [name for name in ours.split() if not name.startswith("distill.heads")]
-    assert rest == ["distill", "distill.errors", "distill.export", "distill.export.pieces", "distill.export.runtime"]
+    inside = ["pieces", "runtime", "single_file"]
+    assert rest == ["distill", "distill.errors", "distill.export", *(f"distill.export.{name}" for name in inside)]

@@ -8,7 +8,7 @@ from distill.errors import ObjectiveError
 from distill.objectives.memory import Memory
 from distill.objectives.objective import build_objective
 from distill.recipe import TermRecipe
-from distill.training import DistillationModule
+from distill.training.fit import DistillationModule
 
 SMALL, LARGE = (Architecture("bert", layers=2, width=width, heads=2, labels=3, vocab=9) for width in (8, 12))
 

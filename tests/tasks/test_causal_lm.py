@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle

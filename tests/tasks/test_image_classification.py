@@ -7,14 +7,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
 from distill.cards import load_student_card
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, StudentError, TeacherError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.features import TappedModel
 from distill.heads.images import encode_image
 from distill.shipping import verify_with_data
-from distill.student import build_student
+from distill.student.build import build_student
 from distill.tasks import find_task
 from distill.teacher import load_checkpoint
 

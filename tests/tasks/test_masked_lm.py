@@ -19,9 +19,9 @@ from distill.pipeline import run_stages
 from distill.recipe import Recipe, TermRecipe, TrainingRecipe
 from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 from distill.tasks.masked_lm import MaskedLanguageModel, mask
-from distill.training import fit
+from distill.training.fit import fit
 
 TASK = TASKS["masked-lm"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from transformers import pipeline as transformers_pipeline
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import verify_bundle
 from distill.tasks import TASKS
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 from distill.tasks.multi_label import best_threshold
 
 TASK = TASKS["multi-label"]

@@ -12,7 +12,7 @@ from distill.evaluation import Evaluation, by_group
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.tasks import TASKS
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 
 TOPICS = {"dog": (" dog",), "street": (" street", " road"), "water": (" water", " ocean", " lake", " beach")}
 

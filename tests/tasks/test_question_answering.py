@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers import pipeline as transformers_pipeline
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.demo import fetch_archive, read_rated
 from distill.errors import DataError, TeacherError
 from distill.export.runtime import Bundle
@@ -17,7 +17,7 @@ from distill.export.verify import verify_bundle
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
 from distill.tasks import TASKS, find_task
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 
 TASK = TASKS["regression"]
 

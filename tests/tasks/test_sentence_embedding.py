@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, StudentError, TeacherError
 from distill.evaluation import TorchPredictor
 from distill.export.runtime import Bundle
@@ -21,7 +21,7 @@ from distill.objectives.relational import pool
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
 from distill.tasks import TASKS, find_task
-from distill.tasks.base import pack
+from distill.tasks.encoded import pack
 from distill.tasks.pooling import POOLINGS, vectors
 from distill.teacher import load_checkpoint
 

@@ -17,7 +17,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from distill.cli import app
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
-from distill.data import load_splits
+from distill.data.splits import load_splits
 from distill.errors import DataError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle

@@ -1,0 +1,103 @@
+"""Sources that may be larger than memory, read a few thousand rows at a time: one table after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from distill.data.remote import fetch, is_remote
+from distill.data.tables import FORMATS, Table, csv_tables, first_line, json_tables, lines, read_table
+from distill.errors import DataError
+
+ROWS = 8192
+"""Rows a table."""
+
+LARGE = 1 << 26
+"""A file of more bytes is read in parts."""
+
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+
+
+def is_large(source: str | Path) -> bool:
+    """Whether a source is one to read in parts: a folder of files, a compressed file, a URL, or 64 MB and more."""
+    path = Path(source).expanduser()
+    if is_remote(str(source)):
+        return True
+    if path.is_dir():
+        return not any((path / name).exists() for name in _SAVED)
+    return path.is_file() and (path.suffix.lower() == ".gz" or path.stat().st_size >= LARGE)
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files behind a source, in the order they are read; none for a hub id or a folder of `save_to_disk`."""
+    path = fetch(str(source)) if is_remote(str(source)) else Path(source).expanduser()
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    if any((path / name).exists() for name in _SAVED):
+        return []
+    return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FORMATS)
+
+
+def read_parts(source: str | Path, split: str | None = None) -> Iterator[Table]:
+    """Tables of up to `ROWS` rows; `Table.first` numbers the rows of each file on.
+
+    Args:
+        source: As in `load_table`, or a folder of such files, each of them also with `.gz` behind.
+        split: Which split of a hub id.
+
+    Raises:
+        DataError: It is missing, empty or unreadable.
+    """
+    files = files_of(source)
+    if not files:
+        if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _SAVED):
+            raise DataError("holds no file to read", where=str(source), fix=f"Files end in {', '.join(FORMATS)}.")
+        yield from _slices(read_table(source, split))
+    for path in files:
+        try:
+            yield from _parts(path)
+        except (OSError, UnicodeError, EOFError, pyarrow.ArrowInvalid) as error:
+            raise DataError(f"cannot be read ({first_line(error)})", where=str(path), fix="Write it anew.") from error
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def _parts(path: Path) -> Iterator[Table]:
+    kind = _kind(path)
+    if kind in (".csv", ".tsv"):
+        yield from csv_tables(path, "," if kind == ".csv" else "\t", ROWS)
+    elif kind in (".jsonl", ".ndjson"):
+        yield from json_tables(path, ROWS)
+    elif kind == ".txt":
+        texts, first = (line.strip() for line in lines(path) if line.strip()), 0
+        while part := list(islice(texts, ROWS)):
+            yield Table(str(path), {"text": part}, first=first)
+            first += len(part)
+    elif kind == ".parquet":
+        first = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS):
+            yield Table(str(path), batch.to_pydict(), first=first)
+            first += batch.num_rows
+    else:
+        yield from _slices(read_table(path))
+
+
+def _slices(table: Table) -> Iterator[Table]:
+    """Parts of a table whose rows stay on disk where it has a dataset behind it."""
+    rows: Any = table.dataset
+    for first in range(0, len(table), ROWS):
+        part: dict[str, Any]
+        if isinstance(rows, datasets.Dataset):
+            part = rows[first : first + ROWS]
+        else:
+            part = {name: values[first : first + ROWS] for name, values in table.columns.items()}
+        broken = {row - first: why for row, why in table.broken.items() if first <= row < first + ROWS}
+        yield Table(table.name, part, broken, table.label_names, first=first)

@@ -1,0 +1,9 @@
+"""The stages that ship: export, bundle, bench, report. What they report is measured on the files they made."""
+
+from __future__ import annotations
+
+from distill.shipping.bundling import bundle, verify_with_data
+from distill.shipping.exporting import export, learner
+from distill.shipping.reporting import bench, report
+
+__all__ = ["bench", "bundle", "export", "learner", "report", "verify_with_data"]

@@ -1,0 +1,210 @@
+"""The stage that makes the ONNX files, each step proven against the one before."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill import processes
+from distill.candidates import Choice, fastest
+from distill.evaluation import TorchPredictor, agreement, evaluate
+from distill.export.affine_norms import fold_affine_norms
+from distill.export.blockwise import quantize_blocks_within
+from distill.export.encoder_decoder import cut
+from distill.export.graph import export_graph
+from distill.export.ladder import LadderResult, Learn, quantize_within
+from distill.export.parity import SHAPES, batches_of, check_parity
+from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
+from distill.export.pieces import bytes_of, pieces
+from distill.export.precision import store_floats_within
+from distill.export.quantize import LARGEST
+from distill.export.runtime import OnnxModel
+from distill.learning import train_for_int8
+from distill.run import Run
+from distill.shipping.stage import lengths_of, settings_of, shipped_file, target_of, versions
+from distill.tasks import Batch, Encoded, Padding, Task
+from distill.tasks.base import Predictor
+from distill.teacher import Checkpoint, load_checkpoint
+
+
+def export(run: Run) -> dict[str, Any]:
+    """Exports student and teacher to ONNX, quantises the student, and proves every step against the one before.
+
+    Raises:
+        ExportError: Every int8 form loses more than `export.max_drop` points of the metric on the validation data.
+    """
+    folder = run.work / "onnx"
+    files = {name: folder / f"{name}.onnx" for name in ("teacher", "student", "student-int8")}
+
+    def work() -> dict[str, Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        student = load_checkpoint(str(run.folder / "student"), run.task)
+        passes = passes_for(target_of(run))
+        steps = [
+            _export(run, run.teacher, files["teacher"], "export of the teacher", passes),
+            _export(run, student, files["student"], "export of the student", passes),
+        ]
+        choice = _quantize(run, student, files["student"], files["student-int8"])
+        steps.append(_quantized(run, student, choice.result, files["student"], files["student-int8"]))
+        if run.task.cut:
+            for name, path in files.items():
+                cut(path, *pieces(shipped_file(run, name)))
+        return {
+            "verification": steps,
+            "tried": choice.table(),
+            "bytes": {name: bytes_of(shipped_file(run, name)) for name in files},
+        }
+
+    inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
+    return run.ledger.once("export", inputs, work, makes=list(files.values()))
+
+
+def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
+    settings, rules = settings_of(run, checkpoint), run.task.rules(checkpoint.model)
+    return {
+        **({"distill.settings": json.dumps(settings)} if settings else {}),
+        **({"distill.rules": json.dumps(rules)} if rules else {}),
+        "distill.format": "1",
+        "distill.task": run.task.name,
+        "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
+        "distill.max_length": str(run.longest),
+        "distill.recipe": run.recipe.fingerprint(),
+        "distill.versions": json.dumps(versions(), sort_keys=True),
+        "distill.target": target_of(run),
+    }
+
+
+def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tuple[Pass, ...]) -> dict[str, Any]:
+    """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
+    encoded = run.encode(checkpoint, run.splits.validation)
+    with run.progress.stage(f"ONNX {step}"):
+        shipped = fold_affine_norms(run.task.shipped(checkpoint.model))
+        export_graph(
+            shipped,
+            run.task.exported(shipped, run.task.inputs_of(encoded)),
+            path,
+            metadata=_metadata(run, checkpoint),
+            passes=passes,
+        )
+    reference = TorchPredictor(checkpoint.model, run.task)
+    return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
+
+
+def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Choice:
+    """fp32 to int8 by the ladder: plain dynamic first, more care where it loses too much, refused past `max_drop`.
+
+    With target `auto`, the form that is fastest here; `source` is then the fp32 graph that it was made from.
+    """
+    task, padding, export = run.task, checkpoint.padding, run.recipe.export
+    encoded = run.encode(checkpoint, run.splits.validation)
+    train = run.splits.train
+    sample = run.encode(checkpoint, train.select(range(min(len(train), 4096))))
+
+    chosen = settings_of(run, checkpoint)
+
+    def measure(file: Path) -> float:
+        model = task.judge(OnnxModel(file), checkpoint.model)
+        return evaluate(model, encoded, task, padding, settings=chosen).metrics[task.metric]
+
+    limits: dict[str, Any] = {"measure": measure, "max_drop": export.max_drop, "relative": task.relative}
+    if export.weights != "int8":
+        with run.progress.stage(f"Storing weights in {export.weights}"):
+            limits |= {"metadata": {**_metadata(run, checkpoint), "distill.weights": export.weights}}
+            if export.weights in ("fp16", "fp32"):
+                return Choice("", store_floats_within(source, path, half=export.weights == "fp16", **limits), ())
+            return Choice("", quantize_blocks_within(source, path, bits=int(export.weights[-1]), **limits), ())
+    settings: dict[str, Any] = {
+        **limits,
+        "batches": spread(task, sample, padding, rows=256),
+        "target": target_of(run),
+        "metadata": _metadata(run, checkpoint),
+        "learn": learner(run) if export.int8_steps and processes.alone() else None,
+        "progress": run.progress,
+    }
+    if export.target != "auto":
+        with run.progress.stage("Quantising to int8"):
+            return Choice("", quantize_within(source, path, **settings), ())
+    graphs = {"separate heads": source.with_name("separate.onnx"), "fused attention": source.with_name("fused.onnx")}
+    for name, passes in (("separate heads", DEFAULT), ("fused attention", FUSED)):
+        _export(run, checkpoint, graphs[name], f"export of the student, {name}", passes)
+    choice = fastest(graphs, path, lengths=lengths_of(run), **settings)
+    os.replace(graphs.pop(choice.graph), source)
+    for left in graphs.values():
+        left.unlink()
+    return choice
+
+
+def learner(run: Run) -> Learn:
+    """Trains the student on with int8's rounding and exports it, where the ladder asks for that."""
+    target = target_of(run)
+
+    def learn(path: Path, exact: Sequence[str]) -> None:
+        run.progress.say(f"no repair of the int8 file is good enough: {run.recipe.export.int8_steps} steps of training")
+        trained = train_for_int8(run, largest=LARGEST[target], exact=exact)
+        passes = DEFAULT if run.recipe.export.target == "auto" else passes_for(target)
+        _export(run, trained, path, "export of the student trained in int8", passes)
+
+    return learn
+
+
+def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Path, path: Path) -> dict[str, Any]:
+    """What quantising found out, and how the file answers beside the fp32 one."""
+    encoded = run.encode(checkpoint, run.splits.validation)
+    if len(found.rungs) > 1:
+        first, last = found.rungs[0], found.rungs[-1]
+        line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
+        run.progress.say(line + (f" ({', '.join(last.kept[:3])})" if last.kept else ""))
+    facts = _check(run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), _step(run), tolerance=math.inf)
+    components = [asdict(component) for component in found.graph.components]
+    return {**facts, "components": components, "ladder": found.as_dict()}
+
+
+def _step(run: Run) -> str:
+    """What makes the file that ships."""
+    weights = run.recipe.export.weights
+    return "int8 quantisation" if weights == "int8" else f"storing of weights in {weights}"
+
+
+def _check(
+    run: Run, checkpoint: Checkpoint, encoded: Encoded, one: Predictor, other: Predictor, step: str, *, tolerance: float
+) -> dict[str, Any]:
+    """Compares `other` with `one`, first at many shapes, then on the whole validation set."""
+    task, padding = run.task, checkpoint.padding
+    report = check_parity(one, other, sample_batches(task, encoded, padding), step=step, tolerance=tolerance)
+    name = f"Checking the {step}"
+    settings = settings_of(run, checkpoint)
+    one, other = (task.judge(each, checkpoint.model) for each in (one, other))
+    after = evaluate(other, encoded, task, padding, settings=settings, progress=run.progress, name=name)
+    before = evaluate(one, encoded, task, padding, settings=settings)
+    return {
+        **report.as_dict(),
+        "metric": after.metrics[task.metric],
+        "metric_before": before.metrics[task.metric],
+        "agreement": agreement(before, after, task),
+    }
+
+
+def sample_batches(task: Task, encoded: Encoded, padding: Padding) -> list[Batch]:
+    """Batches of real text: whole rows from the shortest to the longest, and cut ones of every shape in `SHAPES`."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    picks = [order[:1], order[-1:], order[len(order) // 2 :][:3], order[:: max(1, len(order) // 8)][:8], order[-4:]]
+    batches = [task.collate([encoded[int(row)] for row in rows], padding) for rows in picks]
+    if not task.stretches:
+        return batches
+    shapes = [shape for shape in SHAPES if shape[1] <= encoded.lengths.max()]
+    return batches + batches_of(batches[3], shapes=shapes, padding=padding.values.get("input_ids", 0))
+
+
+def spread(task: Task, encoded: Encoded, padding: Padding, *, rows: int) -> list[Batch]:
+    """Batches of up to 32 of `rows` rows that are spread evenly over the lengths."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int))]
+    parts = np.array_split(chosen, -(-len(chosen) // 32))
+    return [task.collate([encoded[int(row)] for row in part], padding) for part in parts]

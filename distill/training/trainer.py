@@ -1,0 +1,333 @@
+"""`DistillationTrainer`: the step of a `transformers.Trainer` that distils.
+
+One step: a batch is drawn from length buckets, the teacher gives its features (live or cached), the student runs, the
+objective returns a sum and a count for each of its terms, and each sum is divided once, by the count over the whole
+accumulation window and all processes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainingArguments
+
+from distill import processes
+from distill.data.sampling import LengthBucketSampler, ProcessBatches
+from distill.errors import TrainingError
+from distill.features import Features, TappedModel
+from distill.files import sync, write_json
+from distill.objectives import Objective
+from distill.tasks import Encoded
+from distill.teacher import Teacher
+from distill.training.on_policy import OnPolicy
+from distill.training.optimizer import RowAdamW, total_norm
+from distill.training.rhythm import COMPLETE
+from distill.training.step_clock import StepClock
+
+IDLE = "idle"
+"""Marks a batch that stands in where a process has no row left of the last batch: it counts nothing."""
+
+
+class DistillationModule(nn.Module):
+    """What is optimised and checkpointed: the student and the objective's projections, one module.
+
+    Keeping both in one module makes a resume exact (weights, optimiser state and RNG order) and lets DDP and FSDP see
+    every trained parameter. The student is saved from it alone.
+
+    Args:
+        student: A transformers model.
+        objective: The losses; its projections are trained along.
+    """
+
+    def __init__(self, student: Any, objective: Objective, clock: StepClock | None = None) -> None:
+        super().__init__()
+        self._clock = clock or StepClock()
+        self.student = student
+        self.objective = objective
+        self._tapped = TappedModel(student, sorted(objective.student_taps))
+
+    def close(self) -> None:
+        """Takes the hooks out of the student."""
+        self._tapped.close()
+
+    def forward(
+        self, batch: Mapping[str, Tensor], teacher: Features, progress: float
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(sum, count) of each term, in fp32 whatever autocast the student runs under."""
+        with self._clock.part("student"):
+            features = self._tapped(batch)
+        with self._clock.part("losses"), torch.autocast(batch["attention_mask"].device.type, enabled=False):
+            return self.objective({name: value.float() for name, value in features.items()}, teacher, batch, progress)
+
+
+class _NoTeacher:
+    """Stands where there is nothing to distil from: fine-tuning and the no-distillation baseline."""
+
+    def features(self, batch: Mapping[str, Tensor]) -> Features:
+        return {}
+
+
+def sometimes_unused(student: Any, objective: Objective, teacher: Teacher | None, batch: dict[str, Tensor]) -> bool:
+    """Whether a step may leave a trained parameter without a gradient: a term that rests, or a layer nothing reads.
+
+    Args:
+        student: It is run once, without dropout, and left as it was.
+        objective: Its terms' weights are looked at over the whole of training.
+        teacher: As in the trainer.
+        batch: Any, on the student's device.
+    """
+    if any(0.0 in objective.weights(step / 100).values() for step in range(101)):
+        return True
+    module = DistillationModule(student, copy.deepcopy(objective))  # a memory of earlier rows must not see this one
+    training = student.training
+    student.eval()
+    try:
+        terms = module(batch, (teacher or _NoTeacher()).features(batch), 0.0)
+        torch.stack([total for total, _ in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        return any(parameter.grad is None for parameter in module.parameters() if parameter.requires_grad)
+    finally:
+        module.close()
+        module.zero_grad()
+        student.train(training)
+
+
+class DistillationTrainer(transformers.Trainer):
+    """A `transformers.Trainer` whose step distils.
+
+    Callbacks, loggers, `accelerate` launchers and TrainingArguments work as in any Trainer. The teacher is never
+    wrapped, moved into a checkpoint or optimised.
+
+    Args:
+        student: The model to train.
+        objective: The losses.
+        teacher: A live or cached teacher; None where the objective needs none.
+        train_dataset: Encoded rows.
+        collate: Rows to a batch of tensors.
+        args: The usual arguments.
+        evaluation: Called with the student; returns metrics by name. None does not evaluate.
+        callbacks: As in any Trainer.
+        on_policy: Lets the student write some of its batches.
+        vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
+        by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
+        clock: Told where the time goes.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        student: Any,
+        objective: Objective,
+        teacher: Teacher | None,
+        train_dataset: Encoded,
+        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]],
+        args: TrainingArguments,
+        evaluation: Callable[[Any], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        on_policy: OnPolicy | None = None,
+        vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
+        by_rows: nn.Embedding | None = None,
+        clock: StepClock | None = None,
+    ) -> None:
+        self.clock = clock or StepClock()
+        self.teacher = teacher or _NoTeacher()
+        self._on_policy, self._vary = on_policy, vary
+        self.evaluation = evaluation
+        module = DistillationModule(student, objective, self.clock)
+        super().__init__(
+            model=module,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=collate,
+            callbacks=[*(callbacks or []), self.clock],
+        )
+        self.remove_callback(transformers.PrinterCallback)
+        # Each term is divided here, once: the Trainer must not divide by the accumulation steps as well.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_steps = 0
+        self._table = by_rows
+
+    @property
+    def student(self) -> Any:
+        """The model that is being trained, without projections or wrappers."""
+        return self.accelerator.unwrap_model(self.model).student
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of like length; their order is a pure function of (seed, epoch)."""
+        number, count = self.accelerator.process_index, self.accelerator.num_processes
+        whole = LengthBucketSampler(
+            self.train_dataset.lengths, self.args.per_device_train_batch_size * count, seed=self.args.seed
+        )
+        self._order = whole
+        loader: DataLoader = DataLoader(
+            self.train_dataset,
+            batch_sampler=whole if count == 1 else ProcessBatches(whole, number, count),
+            collate_fn=self._collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        if count == 1:
+            return self.accelerator.prepare(loader)
+        # Not `accelerator.prepare`: it would fill up the last batch with rows that were seen before.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def _collate(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A process without a row of its own takes any, marked to count nothing: all must take part in the step."""
+        if rows and self._vary is not None:
+            rows = [self._vary(row, self._order.epoch) for row in rows]
+        if rows:
+            return self.data_collator(rows)
+        return {**self.data_collator([self.train_dataset[0]]), IDLE: torch.ones(1)}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """Draws one accumulation window and counts its valid items, over all processes."""
+        with self.clock.part("data"):
+            return self._window(epoch_iterator, num_batches, device)
+
+    def _window(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        if self._on_policy is not None:
+            with self.compute_loss_context_manager():
+                batches = [self._rewritten(batch, number) for number, batch in enumerate(batches)]
+        objective = self.accelerator.unwrap_model(self.model).objective
+        counts: dict[str, Tensor] = {}
+        for batch in batches:
+            self.clock.count(batch["attention_mask"])
+            for unit, count in objective.counts(batch).items():
+                own = torch.zeros_like(count) if IDLE in batch else count
+                counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
+        return batches, {unit: self.accelerator.reduce(count, "sum") for unit, count in counts.items()}
+
+    def _rewritten(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """The batch, or what the student makes of its beginning."""
+        if self._on_policy is None or IDLE in batch:
+            return batch
+        return self._on_policy(self.student, batch, self.state.global_step, number, self.accelerator.process_index)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One batch; what neither teacher, student nor losses take of it is the way back."""
+        with self.clock.part("backward"):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Sum over terms of weight * sum / count of the window, times the processes, since DDP averages gradients.
+
+        Raises:
+            TrainingError: The loss is not finite; the weights are still those of the step before.
+        """
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        objective = self.accelerator.unwrap_model(model).objective
+        share = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
+        with self.clock.part("teacher"):
+            said = self.teacher.features(inputs)
+        terms = model(inputs, said, progress)
+        weights = objective.weights(progress)
+        window = num_items_in_batch if isinstance(num_items_in_batch, dict) else objective.counts(inputs)
+        losses = {
+            name: share * total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()
+        }
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        if not torch.isfinite(loss):
+            found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
+            raise TrainingError(
+                f"the loss is not finite at step {self.state.global_step} ({found})",
+                where="training",
+                fix="Lower training.learning_rate, or set training.precision = 'fp32'.",
+            )
+        for name, value in losses.items():
+            self._term_sums[name] = self._term_sums.get(name, torch.zeros_like(value)) + value.detach()
+        loss = loss * self.accelerator.num_processes
+        return (loss, terms) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser that the arguments ask for; AdamW by rows where there is an embedding to update so."""
+        if self._table is not None and self.optimizer is None:
+            _, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer_cls_and_kwargs = (RowAdamW, {**settings, "table": self._table})
+        return super().create_optimizer(model)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        with self.clock.part("clipping"):
+            if self._table is None:
+                return super()._clip_grad_norm(model)
+            return total_norm(model.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self._table is None or grad_norm is not None:
+            return super()._get_grad_norm(model, grad_norm)
+        return total_norm(model.parameters())
+
+    @property
+    def _rows(self) -> RowAdamW | None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer if isinstance(optimizer, RowAdamW) else None
+
+    def close(self) -> None:
+        """Leaves the student's embedding as any other, its rows up to date."""
+        if self._rows is not None:
+            self._rows.close()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last line to what the loggers get."""
+        if "loss" in logs and self._term_sums:
+            steps = max(1, self.state.global_step - self._term_steps)
+            sums = {name: self.accelerator.reduce(total, "sum") for name, total in self._term_sums.items()}
+            logs = logs | {f"loss/{name}": float(total) / steps for name, total in sums.items()}
+            self._term_sums, self._term_steps = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measures the student as it is now and logs it as `eval_*`."""
+        if self.evaluation is None:
+            return {}
+        if self._rows is not None:
+            self._rows.settle()
+        metrics = {f"eval_{name}": value for name, value in self.evaluation(self.student).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Tied weights (of a language model: embedding and head) are written twice, since safetensors refuses views; a
+        # resume loads both into the one they share.
+        weights: dict[str, Any] = {}
+        seen: set[int] = set()
+        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
+            shared = isinstance(value, Tensor) and value.numel() > 0 and value.data_ptr() in seen
+            weights[name] = value.clone() if shared else value
+            seen.add(value.data_ptr() if isinstance(value, Tensor) else 0)
+        super()._save(output_dir, weights)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        processes.wait()  # every process has written its own random state
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            for path in folder.iterdir():
+                sync(path)
+            write_json(folder / COMPLETE, {"step": self.state.global_step})
