@@ -19,7 +19,7 @@ from typing import Any
 
 from distill.bench import bench
 from distill.export.calibrate import Batch, Observed, observe
-from distill.export.ladder import Form, LadderResult, Learn, Measure, Rung, quantize_within
+from distill.export.ladder import Form, LadderResult, Learn, Measure, Rung, lost, quantize_within
 from distill.export.quantize import QuantizedGraph, Target, quantize_int8
 from distill.machine import describe_machine
 from distill.progress import SILENT, Progress
@@ -96,6 +96,7 @@ def fastest(
     metadata: Mapping[str, str] | None = None,
     learn: Learn | None = None,
     progress: Progress = SILENT,
+    relative: bool = False,
 ) -> Choice:
     """Writes the int8 file that answers fastest on this machine, of those that lose no more than `max_drop` points.
 
@@ -110,6 +111,7 @@ def fastest(
         metadata: See `quantize_int8`.
         learn: See `quantize_within`; for the first graph.
         progress: Told about every candidate.
+        relative: See `quantize_within`.
 
     Raises:
         ExportError: No candidate is good enough, and the ladder repairs none.
@@ -126,7 +128,7 @@ def fastest(
                 for form in FORMS:
                     file = _make(source, Path(folder) / f"{len(made)}.onnx", form, seen, settings)
                     metric = measure(file.path)
-                    drop = 100.0 * (reference - metric)
+                    drop = lost(reference, metric, relative)
                     made.append((Tried(graph, str(form), metric, drop, file.bytes, drop <= max_drop, {}), file))
                     stage.advance()
         made = _timed(made, lengths, progress)
@@ -137,7 +139,7 @@ def fastest(
     if best is None:
         graph, source = next(iter(sources.items()))
         gate: dict[str, Any] = {"measure": measure, "max_drop": max_drop, "batches": batches}
-        gate |= {"learn": learn, "progress": progress}
+        gate |= {"learn": learn, "progress": progress, "relative": relative}
         return Choice(graph, quantize_within(source, path, **gate, **settings), tried)
     rung = Rung(best[0].form, (), best[0].metric, best[0].drop, best[0].bytes)
     return Choice(best[0].graph, LadderResult(replace(best[1], path=path), reference, (rung,), ()), tried)
