@@ -94,6 +94,7 @@ FAMILIES: dict[str, Family] = {
     "marian": _BART,
     "pegasus": _BART,
     "m2m_100": _BART,
+    "clip": Family("encoder.layers", "self_attn", ("q_proj", "k_proj", "v_proj"), encoder="text_model"),
     "vit": Family("layers", "attention", ("q_proj", "k_proj", "v_proj"), normed_end=False),
 }
 """By transformers' `model_type`."""
@@ -149,18 +150,28 @@ def describe(model: Any) -> Architecture:
     Raises:
         ObjectiveError: Its layers do not stand in one list.
     """
-    encoder, config = find_encoder(model), model.config
+    encoder, config = find_encoder(model), own_config(model.config)
     width = int(config.hidden_size)
     return Architecture(
-        family=str(config.model_type),
+        family=str(model.config.model_type),
         layers=len(encoder.layers),
         width=width,
         heads=int(config.num_attention_heads),
-        labels=int(config.num_labels),
+        labels=int(config.num_labels) if config is model.config else 2 * int(model.config.projection_dim),
         vocab=int(getattr(config, "vocab_size", 0) or 0),
         positions=_positions(config),
         attention_width=_attention_width(encoder, width),
     )
+
+
+def token_embedding(model: Any) -> Any:
+    """The module that embeds what is read; of two encoders the text's."""
+    return getattr(model, "text_model", model).get_input_embeddings()
+
+
+def own_config(config: Any) -> Any:
+    """The part of a config that speaks of the encoder that is tapped: of CLIP's two, the text's."""
+    return getattr(config, "text_config", config)
 
 
 def _albert_order(groups: list[nn.Module], config: Any) -> list[nn.Module]:

@@ -1,7 +1,8 @@
 """Named taps on an encoder, recorded by forward hooks: attention stays on its fast path (sdpa).
 
 Tap          Shape         What
-logits       (B, C)        the head's output; (B, L, C) for token tasks
+logits       (B, C)        the head's output; (B, L, C) for token tasks; of a pair of encoders the text's vector and the
+                           image's, side by side
 hidden.0     (B, L, H)     what enters the first layer: the embeddings' output
 hidden.k     (B, L, H)     after layer k of N; numbered as transformers' `hidden_states`, so `hidden.N` has been through
                            the closing norm of ModernBERT, GPT-2 and T5, and has not been through ViT's
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distill.encoders import Architecture, Encoder, describe, find_encoder
+from distill.encoders import Architecture, Encoder, describe, find_encoder, own_config
 from distill.errors import ObjectiveError
 
 __all__ = ["Architecture", "Features", "TappedModel", "describe", "record"]
@@ -251,6 +252,8 @@ def _read(tap: str, output: Any, kept: Mapping[str, Any], encoder: Encoder) -> T
     kind, _, layer = tap.partition(".")
     if kind == "logits":
         logits = getattr(output, "logits", None)
+        if getattr(output, "image_embeds", None) is not None:
+            return torch.cat([output.text_embeds, output.image_embeds], dim=-1)  # (B, 2P)
         if logits is None and getattr(output, "start_logits", None) is not None:
             return torch.stack([output.start_logits, output.end_logits], dim=-1)  # (B, L, 2)
         if logits is None:
@@ -269,7 +272,7 @@ def _read(tap: str, output: Any, kept: Mapping[str, Any], encoder: Encoder) -> T
 
 def _scores(layer: int, kept: Mapping[str, Any], encoder: Encoder, attention: Any) -> Tensor:
     """(B, A, L, L) in fp32: what the softmax is given, less the mask."""
-    heads = int(encoder.model.config.num_attention_heads)
+    heads = int(own_config(encoder.model.config).num_attention_heads)
     terms = kept[f"terms.{layer}"]
     q_BALD, k_BALD = (kept[f"{kind}.{layer}"].unflatten(-1, (heads, -1)).transpose(1, 2) for kind in ("query", "key"))
     score = encoder.family.score if encoder.family else "dot"

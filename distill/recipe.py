@@ -268,6 +268,7 @@ class Recipe(_Section):
         "regression",
         "sentence-embedding",
         "image-classification",
+        "image-text",
         "seq2seq",
         "token-classification",
     ] = Field("auto", description="`auto` reads it from the teacher's architecture.")

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from distill.encoders import token_embedding
 from distill.errors import DataError, TeacherError
 from distill.features import Features, TappedModel
 from distill.heads.images import CONFIG
@@ -230,7 +231,7 @@ def load_tokenizer(source: str, revision: str = "") -> Any:
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, source: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = token_embedding(model).weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise TeacherError(

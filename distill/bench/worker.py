@@ -286,7 +286,11 @@ class _Torch:
         return (self._image[1] // side) * (self._image[2] // side) + 1
 
     def count_ids(self) -> int:
-        return MOST_IDS if self.fixed else int(self._model.get_input_embeddings().weight.shape[0])
+        return (
+            MOST_IDS
+            if self.fixed
+            else int(getattr(self._model, "text_model", self._model).get_input_embeddings().weight.shape[0])
+        )
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
 from distill.export.ort_format import write_ort
-from distill.export.pieces import bytes_of, files_of, pieces
+from distill.export.pieces import bytes_of, files_of, renamed
 from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
 from distill.files import replace_folder, sha256_file, write_json, write_text
 from distill.heads import HEADS, Text
@@ -79,8 +79,7 @@ def write_bundle(folder: Path, contents: Contents) -> None:
 def _fill(folder: Path, contents: Contents) -> None:
     (folder / "onnx").mkdir()
     for source, name in ((contents.fp32_onnx, FULL), (contents.int8_onnx, QUANTIZED)):
-        files = files_of(source)
-        for file, new in zip(files, pieces(folder / name) if len(files) == 2 else [folder / name], strict=True):
+        for file, new in renamed(source, folder / name):
             shutil.copyfile(file, new)
     if contents.ort:
         arm = open_graph(folder / QUANTIZED).metadata.get("distill.target") == "arm64"

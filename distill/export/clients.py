@@ -50,6 +50,8 @@ bundle = Bundle.load("PATH/TO/THIS/FOLDER")
 
 def javascript(facts: Facts) -> str:
     """For Node and browsers: transformers.js, whose pipeline takes single texts alone."""
+    if facts.pipeline == "zero-shot-image-classification":
+        return _javascript_towers()
     start = """
 env.allowRemoteModels = false;
 env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
@@ -69,6 +71,26 @@ const {{ logits }} = await model(tokenizer("a text", {{ text_pair: "a second tex
 const scores = softmax(logits.tolist()[0]);
 const best = scores.indexOf(Math.max(...scores));
 console.log({{ label: model.config.id2label[best], score: scores[best] }});
+"""
+
+
+def _javascript_towers() -> str:
+    """Two encoders are loaded by themselves: an app that searches needs one of them at a time."""
+    return """
+import {
+  AutoProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, RawImage, env,
+} from "@huggingface/transformers";
+
+env.allowRemoteModels = false;
+env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
+const tokenizer = await AutoTokenizer.from_pretrained("THIS-FOLDER");
+const processor = await AutoProcessor.from_pretrained("THIS-FOLDER");
+const texts = await CLIPTextModelWithProjection.from_pretrained("THIS-FOLDER", { dtype: "q8" });
+const images = await CLIPVisionModelWithProjection.from_pretrained("THIS-FOLDER", { dtype: "q8" });
+const { text_embeds } = await texts(tokenizer("a text", { padding: true, truncation: true }));
+const { image_embeds } = await images(await processor(await RawImage.read("an-image.png")));
+const [text, image] = [text_embeds.tolist()[0], image_embeds.tolist()[0]];
+console.log({ similarity: text.reduce((sum, value, place) => sum + value * image[place], 0) });
 """
 
 

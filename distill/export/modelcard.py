@@ -90,6 +90,16 @@ CARDS = {
         code='print(bundle("an-image.png").label)  # or an array (height, width, 3) of uint8',
         fed="float32 of shape (batch, channels, height, width), made as `preprocessor_config.json` says",
     ),
+    "image-text": Card(
+        "zero-shot-image-classification",
+        "gives an image and a text vectors of length 1 in one space: the product of two is their similarity",
+        "(batch, width) each",
+        clients=("Python", "JavaScript"),
+        code='print(bundle("an-image.png", "a text").similarity)\nprint(bundle("a text").vector)',
+        files="`onnx/text_model_quantized.onnx` and `onnx/vision_model_quantized.onnx`",
+        fed="int64 of shape (batch, length), made by `tokenizer.json`, and float32 of shape (batch, channels, height,\n"
+        "width), made as `preprocessor_config.json` says",
+    ),
     "sentence-embedding": Card(
         "sentence-similarity",
         "gives a vector of length 1, the output `sentence_embedding`: the product of two is their similarity",

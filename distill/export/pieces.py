@@ -1,4 +1,4 @@
-"""Where a graph is: one file, or two for an encoder and a decoder, under the names that clients look for."""
+"""Where a graph is: one file, or two for an encoder and a decoder, or for texts and images, under clients' names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ def pieces(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"encoder_{path.name}"), path.with_name(decoder)
 
 
+def towers(path: Path) -> tuple[Path, Path]:
+    """What stands for `model_quantized.onnx`: `text_model_quantized.onnx` and `vision_model_quantized.onnx`."""
+    return path.with_name(f"text_{path.name}"), path.with_name(f"vision_{path.name}")
+
+
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of a graph: the path itself, or its pieces where there is no such file but those."""
-    found = pieces(path)
-    return found if not path.exists() and found[1].exists() else (path,)
+    if path.exists():
+        return (path,)
+    return next((found for found in (pieces(path), towers(path)) if found[1].exists()), (path,))
+
+
+def renamed(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Each file of one graph with the name that it has beside another."""
+    files = files_of(source)
+    ways = {1: (target,), 2: (towers if files == towers(source) else pieces)(target)}
+    return list(zip(files, ways[len(files)], strict=True))
 
 
 def bytes_of(path: Path) -> int:

@@ -22,7 +22,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from distill.errors import BundleError
-from distill.export.pieces import files_of
+from distill.export.pieces import files_of, towers
 from distill.export.single_file import is_ort_file, refuse_external_data
 from distill.heads import HEADS, Asked, Text, Window
 from distill.heads.generation import Rules, beam, greedy
@@ -133,7 +133,7 @@ class OnnxModel:
 
 
 def open_graph(path: Path, *, threads: int = 1) -> Any:
-    """A graph in one file, an `OnnxModel`, or in two, an `EncoderDecoder`.
+    """A graph in one file, an `OnnxModel`, or in two, an `EncoderDecoder` or a `DualEncoder`.
 
     Raises:
         BundleError: A file is missing, broken, or not alone.
@@ -141,6 +141,10 @@ def open_graph(path: Path, *, threads: int = 1) -> Any:
     files = files_of(path)
     if len(files) == 1:
         return OnnxModel(path, threads=threads)
+    if files == towers(path):
+        from distill.export.dual_encoder import DualEncoder
+
+        return DualEncoder(*files, threads=threads)
     from distill.export.writer import EncoderDecoder
 
     return EncoderDecoder(*files, threads=threads)
@@ -269,9 +273,9 @@ class Bundle:
         if self.model.encodes:
             targets = [getattr(one, "target", None) for one in windows]
             return [self._follow(row, target) if target else {} for row, target in zip(rows, targets, strict=True)]
-        pixels = [one.pixels for one in windows if one.pixels is not None and self.images is not None]
-        batch = self.pad(rows) if not pixels else {PIXELS: self.images.normalise(np.stack(pixels))}  # type: ignore[union-attr]
-        outputs = self.model.predict(batch)
+        if self.images is not None:
+            return self._seen(windows, self.images)
+        outputs = self.model.predict(self.pad(rows))
         return [
             {
                 name: value[row, : len(one.ids)] if name in self.model.by_token else value[row]
@@ -279,6 +283,23 @@ class Bundle:
             }
             for row, one in enumerate(windows)
         ]
+
+    def _seen(self, windows: Sequence[Window], images: Preprocessing) -> list[dict[str, Array]]:
+        """What the graph says of images, and of texts where it reads those too: each is asked of all that have it."""
+        said: list[dict[str, Array]] = [{} for _ in windows]
+        shown = [place for place, one in enumerate(windows) if one.pixels is not None]
+        told = [place for place, one in enumerate(windows) if one.ids]
+        batches: list[tuple[list[int], dict[str, Array]]] = []
+        if shown:
+            batches.append((shown, {PIXELS: images.normalise(np.stack([windows[place].pixels for place in shown]))}))
+        if told:
+            texts = [{"input_ids": windows[place].ids, "token_type_ids": windows[place].types} for place in told]
+            batches.append((told, self.pad(texts)))
+        for places, batch in batches:
+            for name, value in self.model.predict(batch).items():
+                for place, row in zip(places, value, strict=True):
+                    said[place][name] = row
+        return said
 
     def _follow(self, row: Mapping[str, Sequence[int]], target: Sequence[int]) -> dict[str, Array]:
         """What a decoder says at each place of a target, shown what stands before it; and the target as `labels`."""

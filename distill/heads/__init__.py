@@ -9,6 +9,7 @@ from distill.heads.base import Asked, Head, Prediction, Text, Window
 from distill.heads.classification import Classifier, Label
 from distill.heads.embedding import Embedder, Embedding, Similarity
 from distill.heads.image_classification import ImageClassifier
+from distill.heads.image_text import Retriever
 from distill.heads.language import Continuation, Writer
 from distill.heads.multi_label import Labels, MultiLabel
 from distill.heads.spans import Answer, Reader, Span
@@ -23,6 +24,7 @@ HEADS: dict[str, Head] = {
     "multi-label": MultiLabel(),
     "question-answering": Reader(),
     "image-classification": ImageClassifier(),
+    "image-text": Retriever(),
     "regression": Regressor(),
     "token-classification": Tagger(),
     "sentence-embedding": Embedder(),
@@ -49,6 +51,7 @@ __all__ = [
     "Prediction",
     "Reader",
     "Regressor",
+    "Retriever",
     "Similarity",
     "Span",
     "States",

@@ -11,6 +11,7 @@ from distill.objectives.attention import (
     sample_relation,
 )
 from distill.objectives.base import Loss, Unit
+from distill.objectives.dual import pair_labels, pair_mse, similarity_kl
 from distill.objectives.embedding import embedding
 from distill.objectives.generation import jsd, reverse_kl, total_variation
 from distill.objectives.grams import fsp, mmd, nst
@@ -48,6 +49,7 @@ _DIST = {"temperature": 1.0, "inter": 1.0, "intra": 1.0}
 _CONTRASTIVE = {"temperature": 0.1, "pooling": "mean", "targets": "soft"}
 _EMBEDDING = {"pooling": "mean", "metric": "cosine"}
 _JSD = {"temperature": 1.0, "mix": 0.5}
+_COSINES = {"temperature": 0.05}
 _ONE = {"temperature": 1.0}
 
 _MASK = ("mask",)
@@ -122,4 +124,17 @@ _ON_BATCHES = (
     ),
 )  # fmt: skip
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (*_ON_LOGITS, *_ON_HIDDEN_STATES, *_ON_ATTENTION, *_ON_BATCHES)}
+_ON_PAIRS = (
+    Loss(
+        "similarity_kl", similarity_kl, "logits", Unit.BATCHES, _SCORED, _COSINES, in_batch=True, source="2307.12732"
+    ),
+    Loss("pair_mse", pair_mse, "logits", Unit.SCORED, _SCORED, source="2307.12732"),
+    Loss(
+        "pair_labels", pair_labels, "", Unit.BATCHES, ("labels", "scored"), _COSINES, in_batch=True,
+        source="2103.00020",
+    ),
+)  # fmt: skip
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss for loss in (*_ON_LOGITS, *_ON_HIDDEN_STATES, *_ON_ATTENTION, *_ON_BATCHES, *_ON_PAIRS)
+}

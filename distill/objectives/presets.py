@@ -54,6 +54,8 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"loss": "pairwise_cosine", "layers": "final", "weight": 10.0},
         _HIDDEN,
     ),
+    # CLIP-KD (2307.12732): both rankings within a batch, and the vectors themselves.
+    "image-text": ({"loss": "similarity_kl"}, {"loss": "pair_mse", "weight": 10.0}),
     # Word-level distillation of 1606.07947: the teacher's next token and the text's own, in equal parts.
     "language": ({"loss": "soft_labels", "temperature": 1.0}, _LABELS),
     # The teacher alone, for language models: all it thinks possible, its main answers, or between the two (2306.13649).

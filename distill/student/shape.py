@@ -152,6 +152,12 @@ def shape_config(
     Raises:
         StudentError: Naming every part of the shape that cannot be.
     """
+    if not hasattr(teacher, "num_hidden_layers"):
+        raise StudentError(
+            f"a {teacher.model_type!r} model has no one list of layers that a card could shape",
+            where=f"student card {card.name!r}",
+            fix="`distill compress` shapes both encoders of CLIP; other families of several parts are not known.",
+        )
     problems: list[str] = []
     width = int(teacher.hidden_size if card.hidden_size == "teacher" else card.hidden_size)
     heads = _heads(teacher, card, width, problems)

@@ -17,6 +17,7 @@ from distill.student.build import Student, build_student, override_card, trim_st
 from distill.student.reduction import carry_over
 from distill.student.shape import activation_of, inner_width
 from distill.student.surgery import LAYOUTS, Batch, rank_layers
+from distill.student.towers import build_dual, is_dual, refuse_ranking
 
 Init = Literal["teacher", "copy", "random"]
 Layers = Literal["card", "even", "first", "last", "important"] | list[int]
@@ -56,6 +57,12 @@ def start_student(
         StudentError: When the shape cannot be built, or its layers cannot be ranked.
     """
     changes = dict(overrides or {})
+    if is_dual(teacher.config):
+        if layers == "important":
+            refuse_ranking()
+        if layers != "card":
+            changes["inherits"] = {"parts": list(card.inherits.parts), "layers": layers}
+        return build_dual(teacher, card, overrides=changes, seed=seed, init="random" if init == "random" else "teacher")
     if layers == "important":
         wanted = override_card(card, changes).layers
         layers = rank_layers(teacher, list(batches())[:RANKED], wanted, progress=progress)

@@ -9,6 +9,7 @@ from distill.tasks.base import GraphSpec, Task
 from distill.tasks.causal_lm import CausalLM
 from distill.tasks.encoded import Batch, Encoded, Padding, concatenate
 from distill.tasks.image_classification import ImageClassification
+from distill.tasks.image_text import ImageText
 from distill.tasks.masked_lm import MaskedLanguageModel
 from distill.tasks.multi_label import MultiLabelClassification
 from distill.tasks.question_answering import QuestionAnswering
@@ -27,6 +28,7 @@ TASKS: dict[str, Task] = {
         TokenClassification(),
         QuestionAnswering(),
         ImageClassification(),
+        ImageText(),  # before sentence-embedding, which takes every other name that ends in Model
         CausalLM(),
         Seq2Seq(),  # before sentence-embedding: MarianMTModel ends in Model
         SentenceEmbedding(),  # behind causal-lm: every name that ends in LMHeadModel ends in Model

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from distill import processes
+from distill.encoders import token_embedding
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress
 from distill.recipe import TrainingRecipe
@@ -153,7 +154,7 @@ def flush_denormals() -> None:
 
 def freeze_embeddings(student: Any) -> None:
     """Leaves the word embeddings as they are: their gradient and update are a third of a small student's step."""
-    student.get_input_embeddings().weight.requires_grad_(False)
+    token_embedding(student).requires_grad_(False)
 
 
 def _is_point(entry: Mapping[str, Any], metric: str) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.encoders import token_embedding
+
 WINDOW = 256
 """Steps after which every row is brought up to date: as many sums as are kept of what a row has missed."""
 
@@ -152,7 +154,7 @@ def total_norm(parameters: Iterable[nn.Parameter], most: float = 0.0) -> Tensor:
 
 def row_embedding(student: Any) -> nn.Embedding | None:
     """The student's word embedding, if it may be updated by rows: on a processor, trained, and tied to nothing."""
-    table = student.get_input_embeddings()
+    table = token_embedding(student)
     if type(table) is not nn.Embedding or not table.weight.requires_grad or table.weight.device.type != "cpu":
         return None
     uses = sum(value is table.weight for module in student.modules() for value in module.parameters(recurse=False))
