@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distill.errors import BundleError, DistillError
+from distill.export.pieces import files_of, towers
 from distill.machine import peak_bytes, resident_bytes
 
 Array = np.ndarray
@@ -218,7 +219,29 @@ def prepare_onnx(path: Path, threads: int) -> Callable[[], Model]:
     """Imports what a session needs; what it returns loads the file, and only that is timed."""
     import distill.export.runtime  # noqa: F401 (imported before the clock starts)
 
-    return lambda: (_Onnx if path.is_file() else _EncoderDecoder)(path, threads)
+    files = files_of(path)
+    if len(files) == 1:
+        return lambda: _Onnx(path, threads)
+    return lambda: (_DualEncoder if files == towers(path) else _EncoderDecoder)(path, threads)
+
+
+class _DualEncoder:
+    """Two sessions: a call reads texts with one and as many images with the other."""
+
+    writes = False
+    fixed = 0
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._texts, self._images = (_Onnx(file, threads) for file in towers(path))
+
+    def __call__(self, batch: Mapping[str, Array]) -> Any:
+        return self._texts(batch), self._images(batch)
+
+    def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
+        raise BundleError("encoders write nothing", fix="Measure it on whole texts.")
+
+    def count_ids(self) -> int:
+        return self._texts.count_ids()
 
 
 class _EncoderDecoder:

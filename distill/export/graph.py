@@ -20,9 +20,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from distill.encoders import own_config
 from distill.errors import ExportError
 from distill.export.passes import DEFAULT, Pass, apply_passes
 from distill.tasks.base import GraphSpec
+from distill.teacher import position_limit
 
 OPSET = 20
 TRACED_BATCH, TRACED_LENGTH = 2, 17  # neither is 1, so that no axis is specialised; 17 is no multiple of anything
@@ -228,14 +230,27 @@ def _check(model: Any) -> None:
 
 
 def _sample(model: Any, spec: GraphSpec) -> tuple[Tensor, ...]:
-    """One int64 tensor (2, 17) an input, all different objects, or what `spec` says; the second row ends in padding."""
-    shape = (TRACED_BATCH, TRACED_LENGTH)
-    vocabulary = int(getattr(model.config, "vocab_size", 2))
-    padding = getattr(model.config, "pad_token_id", None) or 0
+    """One int64 tensor (2, 17) an input, all different objects, or what `spec` says; the second row ends in padding.
+
+    A model of fewer positions is traced one short of them.
+    """
+    config = own_config(model.config)
+    positions = position_limit(config)
+    length = TRACED_LENGTH if positions is None else min(TRACED_LENGTH, positions - 1)
+    if length < 2:
+        raise ExportError(
+            f"{type(model).__name__} has {positions} positions, and a graph of any length is traced with at least 3",
+            where="export",
+            fix="Take a model of more positions.",
+        )
+    shape = (TRACED_BATCH, length)
+    vocabulary = int(getattr(config, "vocab_size", 2))
+    padding = getattr(config, "pad_token_id", None) or 0
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, shape, generator=generator)
     mask = torch.ones(shape, dtype=torch.int64)
-    mask[1, -3:], ids[1, -3:] = 0, padding
+    end = min(3, length - 1)
+    mask[1, -end:], ids[1, -end:] = 0, padding
     if spec.sample is not None:
         return spec.sample(ids, mask)
     samples = {"input_ids": ids, "attention_mask": mask}

@@ -17,12 +17,13 @@ from distill.candidates import Choice, fastest
 from distill.evaluation import TorchPredictor, agreement, evaluate
 from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
+from distill.export.dual import part
 from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
 from distill.export.ladder import LadderResult, Learn, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
-from distill.export.pieces import bytes_of, pieces
+from distill.export.pieces import bytes_of, pieces, towers
 from distill.export.precision import store_floats_within
 from distill.export.quantize import LARGEST
 from distill.export.runtime import OnnxModel
@@ -32,6 +33,9 @@ from distill.shipping.stage import lengths_of, settings_of, shipped_file, target
 from distill.tasks import Batch, Encoded, Padding, Task
 from distill.tasks.base import Predictor
 from distill.teacher import Checkpoint, load_checkpoint
+
+CUTS = {"decoder": (cut, pieces), "towers": (part, towers)}
+"""By `Task.cut`: what writes the two files of a graph, and what they are called."""
 
 
 def export(run: Run) -> dict[str, Any]:
@@ -54,8 +58,9 @@ def export(run: Run) -> dict[str, Any]:
         choice = _quantize(run, student, files["student"], files["student-int8"])
         steps.append(_quantized(run, student, choice.result, files["student"], files["student-int8"]))
         if run.task.cut:
+            write, names = CUTS[run.task.cut]
             for name, path in files.items():
-                cut(path, *pieces(shipped_file(run, name)))
+                write(path, *names(shipped_file(run, name)))
         return {
             "verification": steps,
             "tried": choice.table(),

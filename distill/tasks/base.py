@@ -77,8 +77,7 @@ class Task(ABC):
         beside: Paths of JSON files beside a checkpoint that say what it computes.
         trims: The student may have fewer tokens than its teacher.
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
-        cut: The graph ships in two files, encoder and decoder.
-        towers: The graph ships in two files, one for texts and one for images.
+        cut: The graph ships in two files: encoder and decoder, or one that reads texts and one that reads images.
         on_policy: The student may learn from texts that it writes itself.
         feeds: Columns of a batch that its models may be given.
         stretches: Rows may be cut and joined to any length; else every one has as many tokens as an image has patches.
@@ -104,8 +103,7 @@ class Task(ABC):
     beside: ClassVar[tuple[str, ...]] = ()
     trims: ClassVar[bool] = True
     relative: ClassVar[bool] = False
-    cut: ClassVar[bool] = False
-    towers: ClassVar[bool] = False
+    cut: ClassVar[Literal["", "decoder", "towers"]] = ""
     on_policy: ClassVar[bool] = False
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
     stretches: ClassVar[bool] = True

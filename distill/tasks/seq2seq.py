@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Seq2Seq(Task):
     named: ClassVar[bool] = False
     cached: ClassVar[bool] = False
     trims: ClassVar[bool] = False
-    cut: ClassVar[bool] = True
+    cut: ClassVar[Literal["", "decoder", "towers"]] = "decoder"
     relative: ClassVar[bool] = True
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
