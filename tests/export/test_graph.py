@@ -115,6 +115,26 @@ def test_export_writes_one_quiet_described_file(
     }
 
 
+@pytest.mark.parametrize("positions", [16, 3])
+def test_a_model_of_few_positions_is_traced_too(
+    positions: int, build_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = build_model("bert", num_hidden_layers=1, max_position_embeddings=positions).eval()
+    graph = OnnxModel(export_graph(model, SPEC, tmp_path / "model.onnx").path)
+    for rows, length in ((1, positions), (3, 2), (1, 1)):
+        ids = np.arange(rows * length).reshape(rows, length) % 7
+        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        with torch.no_grad():
+            wanted = model(**{name: torch.from_numpy(value) for name, value in batch.items()}).logits
+        np.testing.assert_allclose(graph.predict(batch)["logits"], wanted, atol=1e-5)
+
+
+def test_a_model_of_two_positions_is_refused(build_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = build_model("bert", num_hidden_layers=1, max_position_embeddings=2)
+    with pytest.raises(ExportError, match=r"BertForSequenceClassification has 2 positions, .* at least 3"):
+        export_graph(model, SPEC, tmp_path / "model.onnx")
+
+
 def test_the_mask_functions_of_transformers_are_put_back(build_model: Callable[..., Any], tmp_path: Path) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

@@ -3,11 +3,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from typer.testing import CliRunner
 
 from distill.cards import load_student_card
-from distill.errors import StudentError
+from distill.cli import app
+from distill.data.splits import load_splits
+from distill.errors import DataError, RecipeError, StudentError
 from distill.export.bundle import Contents, write_bundle
 from distill.export.dual import part
 from distill.export.graph import export_graph
@@ -16,35 +19,20 @@ from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.heads.images import encode_image
+from distill.pipeline import run_stages
+from distill.recipe import Recipe
+from distill.shipping import verify_with_data
 from distill.student.start import start_student
 from distill.tasks import Encoded, find_task
 from distill.teacher import load_checkpoint
 
 TASK = find_task("image-text")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[END]", "a", "red", "blue", "one", "two", "three"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(make_clip):
     """A CLIP of 3 layers, 32 wide, random weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("[CLS]", 2), ("[END]", 3)]
-    words.post_processor = processors.TemplateProcessing(single="[CLS] $A [END]", special_tokens=ends)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[END]"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    ids = {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
-    config = CLIPConfig(
-        text_config={**shape, **ids, "vocab_size": len(WORDS), "max_position_embeddings": 24},
-        vision_config={**shape, "image_size": 16, "patch_size": 4},
-        projection_dim=24,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    crop = {"height": 16, "width": 16}
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop).save_pretrained(folder)
+    folder = make_clip(["a red blue one two three"], width=32, layers=3, side=16, positions=24)
     return load_checkpoint(str(folder), TASK)
 
 
@@ -63,7 +51,7 @@ def test_a_clip_is_this_task_and_other_models_are_not():
 
 def test_texts_are_padded_and_equal_ones_have_one_label(checkpoint):
     _, _, batch = a_batch(checkpoint)
-    assert batch["input_ids"][1].tolist() == [2, 6, 8, 3, 0]
+    assert batch["input_ids"][1].tolist() == [2, 5, 9, 3, 0]
     assert batch["pixel_values"].shape == (4, 3, 16, 16)
     assert batch["labels"][0] == batch["labels"][2] != batch["labels"][1]
 
@@ -134,3 +122,111 @@ def test_a_bundle_has_a_file_for_texts_and_one_for_images(checkpoint, tmp_path):
     np.testing.assert_allclose(text.vector, whole.text_embeds[0], atol=1e-5)
     np.testing.assert_allclose(image.vector, whole.image_embeds[1], atol=1e-5)
     assert pair.similarity == pytest.approx(float(text.vector @ image.vector), abs=1e-5)
+
+
+def read(folder, rows, **changes):
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return load_splits(
+        path, text="image", text_pair="caption", inputs="image", target="nothing", validation_fraction=0.3, **changes
+    )
+
+
+def test_a_bad_image_or_no_text_names_its_row(digits, captions, tmp_path):
+    images, _ = digits
+    good = [
+        {"image": image.tolist(), "caption": caption} for image, caption in zip(images[:20], captions[:20], strict=True)
+    ]
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
+    for row, reason in (
+        ({"image": "broken.png", "caption": "a three"}, r"row 21: 'image' holds no image: 12 bytes do not decode"),
+        ({"image": images[0].tolist(), "caption": "  "}, r"row 21: 'caption' is empty"),
+        ({"image": images[0].tolist(), "caption": None}, r"row 21: 'caption' is missing"),
+        ({"image": images[0].tolist()}, r"row 21: 'caption' is missing"),
+        ({"image": images[0].tolist(), "caption": 3}, r"row 21: 'caption' is int, not text"),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            read(tmp_path, [*good, row])
+        assert "\n" not in str(caught.value)
+        skipped = read(tmp_path, [*good, row], on_bad_row="skip")
+        assert len(skipped.train) + len(skipped.validation) == 20
+
+
+def test_a_recipe_without_a_column_of_texts_is_refused(tmp_path):
+    recipe = Recipe.parse(
+        {
+            "task": "image-text",
+            "output": str(tmp_path / "run"),
+            "teacher": {"checkpoint": "none"},
+            "data": {"train": str(tmp_path / "none.csv"), "text": "image"},
+        }
+    )
+    with pytest.raises(RecipeError, match=r"`data\.text_pair` must name a column for image-text"):
+        run_stages(recipe, until="label")
+
+
+@pytest.fixture(scope="module")
+def finished(digits, captions, make_clip, run_example, rows_file):
+    """scikit-learn's digits with what can be seen on them, from a random CLIP to the bundle."""
+    images, _ = digits
+    data = rows_file({"image": image.tolist(), "caption": text} for image, text in zip(images, captions, strict=True))
+    return data, *run_example(
+        "image-text",
+        f'data.train="{data}"',
+        "data.validation_fraction=0.2",
+        "data.max_length=12",
+        f'teacher.start="{make_clip(captions)}"',
+        'teacher.checkpoint=""',
+        "teacher.finetune={epochs=20, learning_rate=2e-3, batch_size=64}",
+        "training={epochs=10, learning_rate=2e-3, batch_size=64, baseline=false}",
+    )
+
+
+@pytest.mark.slow
+def test_a_clip_goes_the_whole_way(finished):
+    data, _, result = finished
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    recalls = {role: row["metrics"]["recall_at_1"] for role, row in models.items()}
+    assert recalls["teacher"] > 0.7  # by chance 0.03
+    assert recalls["student"] > 0.6
+    assert models["student-int8"]["metrics"]["recall_at_5"] > 0.9  # by chance 0.13
+    assert models["student-onnx"]["metrics"] == models["student"]["metrics"]
+    assert models["teacher-onnx"]["metrics"] == models["teacher"]["metrics"]
+    assert models["student-int8"]["latency_ms"]["12"]["p50"] > 0
+    assert verify_bundle(result.bundle).ok
+    verdict = verify_with_data(result.bundle, str(data), verify_bundle(result.bundle))
+    assert verdict.facts["recall_at_5"] > 0.8  # among all 1,797 images
+    assert "recall_at_5" in (result.folder / "report.md").read_text("utf-8")
+    assert "CLIPVisionModelWithProjection" in (result.bundle / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_transformers_reads_the_student_and_says_what_the_files_say(finished, digits, captions, tmp_path):
+    images, texts = digits[0][:6], sorted(set(captions))[:6]
+    _, _, result = finished
+    student = str(result.folder / "student")
+    model = CLIPModel.from_pretrained(student)
+    words, pictures = AutoTokenizer.from_pretrained(student), AutoImageProcessor.from_pretrained(student)
+    shown = [Image.fromarray(image).convert("RGB") for image in images]
+    with torch.no_grad():
+        said = model(**words(texts, padding=True, return_tensors="pt"), **pictures(shown, return_tensors="pt"))
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(images))]
+    full = ["--file", "onnx/model.onnx", "--json"]
+    second = [part for text in texts for part in ("--pair", text)]
+    found = CliRunner().invoke(app, ["predict", str(result.bundle), *paths, *second, *full])
+    assert found.exit_code == 0, found.output
+    answers = [json.loads(line)["similarity"] for line in found.output.splitlines()]
+    np.testing.assert_allclose(answers, (said.image_embeds * said.text_embeds).sum(-1), atol=1e-5)
+    found = CliRunner().invoke(app, ["predict", str(result.bundle), *paths, *texts, *full])
+    vectors = [json.loads(line)["vector"] for line in found.output.splitlines()]
+    np.testing.assert_allclose(vectors, torch.cat([said.image_embeds, said.text_embeds]), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_image_that_does_not_decode_is_one_line(finished, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
+    bundle = Bundle.load(finished[2].bundle)
+    with pytest.raises(DataError, match=r"broken\.png: 12 bytes do not decode as an image"):
+        bundle.predict(["a bold wide handwritten three", str(tmp_path / "broken.png")])
