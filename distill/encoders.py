@@ -30,6 +30,7 @@ class Architecture:
         vocab: Rows of the word embedding; 0 for images.
         positions: Tokens that learnt positions reach; None where positions are computed.
         attention_width: The last dimension of `query.k`, all heads together; equal to the width in most families.
+        paired: It has two encoders, and for `logits` the vectors of a text and of an image, side by side.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Architecture:
     vocab: int
     positions: int | None = None
     attention_width: int = 0
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if not self.attention_width:
@@ -151,16 +153,17 @@ def describe(model: Any) -> Architecture:
         ObjectiveError: Its layers do not stand in one list.
     """
     encoder, config = find_encoder(model), own_config(model.config)
-    width = int(config.hidden_size)
+    width, paired = int(config.hidden_size), config is not model.config
     return Architecture(
         family=str(model.config.model_type),
         layers=len(encoder.layers),
         width=width,
         heads=int(config.num_attention_heads),
-        labels=int(config.num_labels) if config is model.config else 2 * int(model.config.projection_dim),
+        labels=2 * int(model.config.projection_dim) if paired else int(config.num_labels),
         vocab=int(getattr(config, "vocab_size", 0) or 0),
         positions=_positions(config),
         attention_width=_attention_width(encoder, width),
+        paired=paired,
     )
 
 

@@ -87,6 +87,10 @@ def refused(tmp_path, intents_folder, monkeypatch, capsys):
             {"loss": '"hidden_mse"', "options": '{ projection = "shared" }'},
             "wide: there is nothing to project; take projection away",
         ),
+        (
+            {"loss": '"similarity_kl"'},
+            "similarity_kl: reads the vectors of a text and an image, which a 'bert' student does not give",
+        ),
         ({"loss": '"nst"', "options": '{ projection = "shared" }'}, "nst has no option 'projection'"),
     ],
 )

@@ -48,6 +48,7 @@ class Loss:
         layers_per_item: How many layers one call reads.
         remembers: It takes `memory`, teacher rows of earlier batches, where the option `memory` asks for any.
         in_batch: Its value depends on which rows share a batch, so it is not invariant to batch splits.
+        paired: What it reads as logits are the vectors of a text and of an image, side by side.
         source: Paper or file that defines it.
     """
 
@@ -61,6 +62,7 @@ class Loss:
     layers_per_item: int = 1
     in_batch: bool = False
     remembers: bool = False
+    paired: bool = False
     source: str = ""
 
 

@@ -126,11 +126,12 @@ _ON_BATCHES = (
 
 _ON_PAIRS = (
     Loss(
-        "similarity_kl", similarity_kl, "logits", Unit.BATCHES, _SCORED, _COSINES, in_batch=True, source="2307.12732"
+        "similarity_kl", similarity_kl, "logits", Unit.BATCHES, _SCORED, _COSINES, in_batch=True, paired=True,
+        source="2307.12732",
     ),
-    Loss("pair_mse", pair_mse, "logits", Unit.SCORED, _SCORED, source="2307.12732"),
+    Loss("pair_mse", pair_mse, "logits", Unit.SCORED, _SCORED, paired=True, source="2307.12732"),
     Loss(
-        "pair_labels", pair_labels, "", Unit.BATCHES, ("labels", "scored"), _COSINES, in_batch=True,
+        "pair_labels", pair_labels, "", Unit.BATCHES, ("labels", "scored"), _COSINES, in_batch=True, paired=True,
         source="2103.00020",
     ),
 )  # fmt: skip

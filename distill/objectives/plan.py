@@ -270,6 +270,10 @@ def _layers(
 def _misfits(loss: Loss, options: Mapping[str, Any], models: tuple[Architecture, Architecture]) -> list[str]:
     """What of the two shapes does not go together for this loss."""
     student, teacher = models
+    if loss.feature in ("", "logits") and loss.paired != student.paired:
+        if loss.paired:
+            return [f"reads the vectors of a text and an image, which a {student.family!r} student does not give"]
+        return ["reads logits, and two encoders give vectors; take similarity_kl, pair_mse or pair_labels"]
     if loss.feature == "logits" and student.labels != teacher.labels:
         return [
             f"the student has {student.labels} labels, the teacher {teacher.labels}; give both the same, or take a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ NARROW = Architecture("bert", layers=6, width=384, heads=12, labels=2, vocab=305
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("student", [SIX, NARROW], ids=["wide", "narrow"])
 def test_every_preset_builds(name: str, student: Architecture) -> None:
-    objective = build_objective(preset_terms(name), student, BASE)
+    paired = name == "image-text"
+    objective = build_objective(preset_terms(name), replace(student, paired=paired), replace(BASE, paired=paired))
     assert len(objective.plans) == len(PRESETS[name])
     for progress in (0.0, 0.3, 0.5, 0.74, 0.99):
         assert any(objective.weights(progress).values()), progress
@@ -30,7 +32,7 @@ def test_every_preset_builds(name: str, student: Architecture) -> None:
 def test_the_presets_of_the_papers_are_there() -> None:
     assert set(PRESETS) == {
         "none", "logits", "logits+hidden", "logits+relations", "labels+logits", "labels+logits+hidden",
-        "labels+logits+relations", "embedding", "language", "forward-kl", "reverse-kl", "jsd",
+        "labels+logits+relations", "embedding", "image-text", "language", "forward-kl", "reverse-kl", "jsd",
         "textbrewer-default", "distilbert", "tinybert",
         "minilm-v1", "minilm-v2", "pkd", "mobilebert",
     }  # fmt: skip

@@ -23,7 +23,7 @@ REAL = {"regression_labels": torch.randn(B), "multilabel_labels": torch.randint(
 """Labels of the losses that read real-valued ones."""
 SHAPES_BY_NAME = {"regression_labels": (B, 1), "soft_spans": (B, L, 2), "span_labels": (B, L, 2)}
 SPANS = ("soft_spans", "span_labels")
-SHAPES_BY_NAME |= dict.fromkeys(("similarity_kl", "pair_mse", "pair_labels"), (B, 2 * H))
+SHAPES_BY_NAME |= {name: (B, 2 * H) for name, loss in LOSSES.items() if loss.paired}
 
 
 def a_batch(loss=None):
