@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -219,3 +220,49 @@ def tiny_bundle(shared_bundle: TinyBundle) -> Path:
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "own"))
+
+
+def _clip_words(texts: list[str]) -> Any:
+    """A CLIPTokenizer as OpenAI's: pieces of bytes, the two special tokens last, padded with the end."""
+    from transformers import CLIPTokenizer
+
+    trained = CLIPTokenizer().train_new_from_iterator(texts, 800, show_progress=False)
+    learnt = json.loads(trained.backend_tokenizer.to_str())
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    pieces = sorted(learnt["model"]["vocab"].keys() - set(special))  # their order is chance
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *special])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["model"]["merges"]])
+
+
+@pytest.fixture(scope="session")
+def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """By texts: a folder with a CLIP that knows their words, both encoders alike, patches of a quarter, random weights.
+
+    The shorter side of an image is brought to `side`, and its middle cut out.
+    """
+
+    def make(texts: list[str], *, width: int = 48, layers: int = 2, side: int = 8, positions: int = 12) -> Path:
+        import torch
+        from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+        folder, words = tmp_path_factory.mktemp("clip"), _clip_words(texts)
+        shape = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "intermediate_size": 2 * width,
+        }
+        ids = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as OpenAI's say
+        torch.manual_seed(0)
+        config = CLIPConfig(
+            text_config={**shape, **ids, "max_position_embeddings": positions},
+            vision_config={**shape, "image_size": side, "patch_size": side // 4},
+            projection_dim=32,
+        )
+        CLIPModel(config).save_pretrained(folder)
+        words.save_pretrained(folder)
+        crop = {"height": side, "width": side}
+        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop).save_pretrained(folder)
+        return folder
+
+    return make

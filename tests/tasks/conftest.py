@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-)
+from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from distill.pipeline import compress
 from distill.recipe import Recipe
@@ -124,41 +113,3 @@ def captions(digits):
         f"a {('thin', 'plain', 'bold')[stroke]} {'wide' if broad else 'narrow'} handwritten {names[int(label)]}"
         for stroke, broad, label in zip(strokes, wide, labels, strict=True)
     ]
-
-
-@pytest.fixture(scope="session")
-def make_clip(tmp_path_factory):
-    """By texts: a folder with a CLIP that knows their words, both encoders alike, patches of a quarter, random weights.
-
-    The shorter side of an image is brought to `side`, and its middle cut out.
-    """
-
-    def make(texts, *, width=48, layers=2, side=8, positions=12):
-        folder = tmp_path_factory.mktemp("clip")
-        special = ["[PAD]", "[UNK]", "[CLS]", "[END]"]
-        known = [*special, *sorted({word for text in texts for word in text.split()})]
-        words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
-        words.pre_tokenizer = pre_tokenizers.Whitespace()
-        ends = [("[CLS]", 2), ("[END]", 3)]
-        words.post_processor = processors.TemplateProcessing(single="[CLS] $A [END]", special_tokens=ends)
-        names = dict(zip(["pad_token", "unk_token", "bos_token", "eos_token"], special, strict=True))
-        PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-        shape = {
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "intermediate_size": 2 * width,
-        }
-        ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(known)}
-        torch.manual_seed(0)
-        config = CLIPConfig(
-            text_config={**shape, **ids, "max_position_embeddings": positions},
-            vision_config={**shape, "image_size": side, "patch_size": side // 4},
-            projection_dim=32,
-        )
-        CLIPModel(config).save_pretrained(folder)
-        crop = {"height": side, "width": side}
-        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop).save_pretrained(folder)
-        return folder
-
-    return make
