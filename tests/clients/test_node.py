@@ -25,12 +25,15 @@ from transformers import (
 
 from distill.export.bundle import Contents, write_bundle
 from distill.export.clients import Facts, javascript, usage
+from distill.export.dual import part
 from distill.export.graph import export_graph
+from distill.export.pieces import towers
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import Bundle
 from distill.export.strings import odd_strings
 from distill.heads.images import encode_image
 from distill.tasks import TASKS
+from distill.teacher import load_checkpoint
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 0.02  # of a probability: Node's ONNX Runtime is another build than Python's
@@ -330,6 +333,45 @@ def test_images_get_the_same_labels(seer: Path, clients: Path, tmp_path: Path) -
         assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
         seen.add(mine.label)
     assert len(seen) > 1
+
+
+@pytest.fixture
+def pairer(make_clip: Callable[..., Path], tmp_path: Path) -> Path:
+    """A bundle of random weights that compares images of 16 x 16 pixels with texts."""
+    task = TASKS["image-text"]
+    checkpoint = load_checkpoint(
+        str(make_clip(["a bold handwritten three", "a red sign"], side=16, positions=24)), task
+    )
+    work = tmp_path / "work"
+    checkpoint.save(work, task, 24)
+    metadata = {"distill.format": "1", "distill.task": task.name, "distill.max_length": "24", "distill.labels": "[]"}
+    export_graph(checkpoint.model, task.exported(checkpoint.model, []), work / "whole.onnx", metadata=metadata)
+    quantize_dynamic_int8(work / "whole.onnx", work / "int8.onnx", target="portable", metadata=metadata)
+    for name in ("whole", "int8"):
+        part(work / f"{name}.onnx", *towers(work / "cut" / f"{name}.onnx"))
+    facts = {"metrics": {}, "verification": [], "recipe_toml": 'name = "pairer"\n', "versions": {"distill": "0"}}
+    files = {"fp32_onnx": work / "cut/whole.onnx", "int8_onnx": work / "cut/int8.onnx", "model_folder": work}
+    named = {"name": "pairer", "task": task.name, "labels": [], "max_length": 24}
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    write_bundle(tmp_path / "pairer", Contents(**named, **files, **facts, golden_texts=[(image, "a red sign")]))
+    return tmp_path / "pairer"
+
+
+def test_an_image_and_a_text_are_as_alike(pairer: Path, clients: Path, tmp_path: Path) -> None:
+    """The README's own lines: tokens, pixels and both files' vectors, in transformers.js and here."""
+    bundle, seen = Bundle.load(pairer), set()
+    block = re.search(r"```javascript\n(.*?)```", (pairer / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    images = np.random.default_rng(1).integers(0, 256, (3, 20, 16, 3), np.uint8)
+    for number, (image, text) in enumerate(zip(images, ["a bold sign", "a Red three", "red"], strict=True)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "one.png").write_bytes(encode_image(image))
+        said = app(block[1].replace("an-image.png", "one.png").replace("a text", text), pairer, clients, place)
+        mine = bundle(str(place / "one.png"), text).similarity
+        assert float(said.partition("similarity: ")[2].split()[0]) == pytest.approx(mine, abs=TOLERANCE)
+        seen.add(round(mine, 3))
+    assert len(seen) == 3
 
 
 def app(code: str, folder: Path, clients: Path, place: Path) -> str:
