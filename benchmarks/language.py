@@ -47,14 +47,15 @@ def make_start(text: Path, folder: Path, options: argparse.Namespace) -> None:
 
 
 def recipe_of(options: argparse.Namespace, start: Path) -> Recipe:
-    """Text in parts of 64 tokens; teacher and student see it equally often."""
+    """Text in parts of 64 tokens; student and baseline see it equally often."""
     rate = {"epochs": options.epochs, "learning_rate": 1e-3}
+    finetune = {**rate, "epochs": options.teacher_epochs or options.epochs}
     return Recipe.parse(
         {
             "name": "language",
             "task": "causal-lm",
             "output": str(options.output / "run"),
-            "teacher": {"start": str(start), "finetune": rate},
+            "teacher": {"start": str(start), "finetune": finetune},
             "student": {"card": "layers-4", "layers": 2},
             "data": {
                 "train": str(options.data / "train.txt"),
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/wikitext2"))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/language"))
     parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--pieces", type=int, default=2000)
     parser.add_argument("--objective", default="{}", help="a recipe's `objective`, as JSON")
