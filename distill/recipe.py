@@ -110,6 +110,11 @@ class DataRecipe(_Section):
     text: str = Field("text", description="Column with the text.")
     text_pair: str = Field("", description="Column with the second sentence of a pair.")
     label: str = Field("label", description="Column with the label.")
+    prefix: str = Field(
+        "",
+        description="Stands before each text, as T5 and E5 were taught: `translate English to German: `, `query: `. "
+        "The bundle puts it there by itself.",
+    )
     group: str = Field("", description="Column by whose values measures are told too, such as the language.")
     labels: list[str] = Field([], description="Label names in order; found in the data when empty.")
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(

@@ -142,6 +142,7 @@ class Run:
             inputs=self.task.inputs,
             target=self.task.target,
             group=data.group,
+            prefix=data.prefix,
             folder=self.work / "text",
         )
         for line in splits.report:
@@ -498,6 +499,10 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         problems.append(f"`data.text_pair` must name a column for {task.name}; got ''")
     if task.pairs == "none" and recipe.data.text_pair:
         problems.append(f"`data.text_pair` must be empty for {task.name}; got {recipe.data.text_pair!r}")
+    if recipe.data.prefix and not task.prefixes:
+        problems.append(f"`data.prefix` must be empty for {task.name}; got {recipe.data.prefix!r}")
+    if recipe.data.prefix and recipe.data.augment.copies:
+        problems.append("`data.augment.copies` must be 0 with `data.prefix`: new texts would lose it")
     if recipe.data.augment.copies and not task.augments:
         problems.append(f"`data.augment.copies` must be 0 for {task.name}: new texts have no place for its labels")
     if task.follows and not (recipe.teacher.checkpoint or recipe.teacher.card):

@@ -96,6 +96,7 @@ class Columns:
     input: Input = INPUTS["text"]
     target: Target = TARGETS["class"]
     group: str = ""
+    prefix: str = ""
 
 
 def content_key(text: str, text_pair: str | None = None) -> bytes:
@@ -166,7 +167,7 @@ class UsableRows:
                     raise DataError(problem, where=f"{table.name} row {table.first + row + 1}", fix=_SKIP)
                 self._skipped[problem.split(";")[0] if row not in table.broken else "not readable"] += 1
                 continue
-            rows.texts.append(value)
+            rows.texts.append(columns.prefix + value if columns.prefix else value)
             if rows.pairs is not None:
                 rows.pairs.append(str(pair))
             rows.labels.append(label)

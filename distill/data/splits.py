@@ -68,6 +68,7 @@ def load_splits(
     inputs: str = "text",
     target: str = "class",
     group: str = "",
+    prefix: str = "",
     folder: Path | None = None,
 ) -> Splits:
     """Reads, checks and splits the data of a run.
@@ -90,12 +91,13 @@ def load_splits(
         inputs: Kind of the column `text`: a key of `INPUTS`.
         target: Kind of the column `label`: a key of `TARGETS`.
         group: Column of labelled data whose values are kept as `group`; empty keeps none.
+        prefix: Put before each text, of those that are strings.
         folder: Where large unlabelled text is kept; None reads everything into memory.
 
     Raises:
         DataError: A source or column is missing, a row is unusable, or the labels make no sense.
     """
-    columns = Columns(text, text_pair, label, on_bad_row == "skip", INPUTS[inputs], TARGETS[target], group)
+    columns = Columns(text, text_pair, label, on_bad_row == "skip", INPUTS[inputs], TARGETS[target], group, prefix)
     report: list[str] = []
     tables = {"train": read_table(train, "train")}
     if validation is not None:

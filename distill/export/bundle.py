@@ -15,7 +15,7 @@ from distill.export.modelcard import model_card
 from distill.export.ort_format import write_ort
 from distill.export.pieces import bytes_of, files_of, renamed
 from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
-from distill.files import replace_folder, sha256_file, write_json, write_text
+from distill.files import read_json, replace_folder, sha256_file, write_json, write_text
 from distill.heads import HEADS, Text
 from distill.heads.images import CONFIG
 
@@ -45,6 +45,7 @@ class Contents:
         data_source: Where the training data came from, for the model card.
         beside: Further files of `model_folder` that other libraries read.
         weights: How the file that ships keeps its weights, as `export.weights` has it.
+        prefix: What stands before every text.
         ort: Whether the int8 file is also written in ORT's own format, with the operators that a reduced build needs.
     """
 
@@ -64,6 +65,7 @@ class Contents:
     beside: Sequence[str] = ()
     ort: bool = False
     weights: str = "int8"
+    prefix: str = ""
 
 
 def write_bundle(folder: Path, contents: Contents) -> None:
@@ -98,6 +100,8 @@ def _fill(folder: Path, contents: Contents) -> None:
         shutil.copyfile(contents.model_folder / name, folder / name)
     if "text" in reads:
         _cut_at(folder / "tokenizer_config.json", contents.max_length)
+    if contents.prefix:  # where transformers.js looks for what stands before each text
+        write_json(folder / "config.json", {**(read_json(folder / "config.json") or {}), "prefix": contents.prefix})
     write_text(folder / "recipe.toml", contents.recipe_toml)
     bundle = Bundle.load(folder)
     if bundle.labels != list(contents.labels):
@@ -141,6 +145,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "task": contents.task,
         "labels": list(contents.labels),
         "max_length": contents.max_length,
+        **({"prefix": contents.prefix} if contents.prefix else {}),
         "pairs": bool(contents.golden_texts) and all(isinstance(text, tuple) for text in contents.golden_texts),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": dict(contents.versions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ On the test data, each number measured on the file or model named.
 ### Any other ONNX Runtime
 
 Feed {_names(inputs)}
-as {card.fed}; read {_names(outputs)}
+as {card.fed}{_before(manifest)}; read {_names(outputs)}
 as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
 ## Check
 
@@ -190,6 +191,11 @@ def _table(metrics: Mapping[str, Any], weights: str) -> str:
                 f"| {title.format(weights=weights)} | {numbers} | {kept} | {same} | {facts['bytes'] / 1e6:.1f} |"
             )
     return "\n".join(lines)
+
+
+def _before(manifest: Mapping[str, Any]) -> str:
+    """How the words that stand before every text come into those that other clients read."""
+    return f" from each text with {json.dumps(manifest['prefix'])} put before it" if manifest.get("prefix") else ""
 
 
 def _percent(value: float | None) -> str:

@@ -175,6 +175,7 @@ class Bundle:
             self.labels: list[str] = json.loads(model.metadata["distill.labels"])
             self.max_length = int(model.metadata["distill.max_length"])
             self.settings: dict[str, Any] = json.loads(model.metadata.get("distill.settings", "{}"))
+            self.prefix: str = model.metadata.get("distill.prefix", "")
             self.rules: dict[str, Any] = json.loads(model.metadata.get("distill.rules", "{}"))
             self.head = HEADS[self.task]
         except (KeyError, ValueError) as error:
@@ -252,6 +253,8 @@ class Bundle:
             new_tokens: How many are written behind each text at most, where the bundle writes; None leaves it to the
                 bundle, 0 writes nothing.
         """
+        if self.prefix:
+            texts = [self.head.prefixed(text, self.prefix) for text in texts]
         found = self.head.windows(self.reader, texts)
         windows = [one for row in found for one in row]
         said: dict[int, dict[str, Array]] = {}
@@ -350,7 +353,7 @@ class Bundle:
             yield from self.predict(chunk, batch_size=batch_size, new_tokens=new_tokens)
 
     def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
-        """Token ids and token types of each text's first window, special tokens included.
+        """Token ids and token types of each text's first window, special tokens included; no prefix is put before it.
 
         Raises:
             DataError: One of them is neither a string nor a pair of strings.

@@ -87,6 +87,12 @@ class Head(ABC):
         """
         return [[window(one) for one in (found, *self._rest(found))] for found in encode_texts(tokenizer, texts)]
 
+    def prefixed(self, text: Text, prefix: str) -> Text:
+        """The text, or the first of two, with the words that stand before every one; what is no text stays."""
+        if isinstance(text, tuple):
+            return (self.prefixed(text[0], prefix), *text[1:])
+        return prefix + text if isinstance(text, str) else text
+
     def _rest(self, encoding: Any) -> Sequence[Any]:
         return encoding.overflowing if self.stride else ()
 

@@ -68,6 +68,12 @@ class Embedder(Head):
         found = iter(super().windows(tokenizer, [one for row in parts for one in row]))
         return [[next(found)[0] for _ in row] for row in parts]
 
+    def prefixed(self, text: Text, prefix: str) -> Text:
+        """Both texts of a pair are read apart, so the words stand before both."""
+        if isinstance(text, tuple):
+            return tuple(super(Embedder, self).prefixed(part, prefix) for part in text)
+        return super().prefixed(text, prefix)
+
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Prediction:
         """The vector of a text, or the similarity of two."""
         vectors = [outputs[self.proof] for outputs in asked.outputs]

@@ -49,6 +49,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     data_source=run.recipe.data.train,
                     ort=run.recipe.export.ort,
                     weights=run.recipe.export.weights,
+                    prefix=run.recipe.data.prefix,
                     beside=_beside(run.folder / "student"),
                 ),
             )

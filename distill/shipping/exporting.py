@@ -76,6 +76,7 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
     return {
         **({"distill.settings": json.dumps(settings)} if settings else {}),
         **({"distill.rules": json.dumps(rules)} if rules else {}),
+        **({"distill.prefix": run.recipe.data.prefix} if run.recipe.data.prefix else {}),
         "distill.format": "1",
         "distill.task": run.task.name,
         "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),

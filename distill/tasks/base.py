@@ -79,6 +79,7 @@ class Task(ABC):
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
         cut: The graph ships in two files: encoder and decoder, or one that reads texts and one that reads images.
         on_policy: The student may learn from texts that it writes itself.
+        prefixes: The same words may stand before every text: `data.prefix`.
         feeds: Columns of a batch that its models may be given.
         stretches: Rows may be cut and joined to any length; else every one has as many tokens as an image has patches.
     """
@@ -105,6 +106,7 @@ class Task(ABC):
     relative: ClassVar[bool] = False
     cut: ClassVar[Literal["", "decoder", "towers"]] = ""
     on_policy: ClassVar[bool] = False
+    prefixes: ClassVar[bool] = False
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
     stretches: ClassVar[bool] = True
 

@@ -36,6 +36,7 @@ class SentenceEmbedding(Task):
     target: ClassVar[str] = "nothing"
     named: ClassVar[bool] = False
     follows: ClassVar[str] = VECTOR
+    prefixes: ClassVar[bool] = True
     beside: ClassVar[tuple[str, ...]] = ("modules.json", "1_Pooling/config.json", f"{pooling.FOLDER}/config.json")
     unmeasured: ClassVar[frozenset[str]] = frozenset({"last_hidden_state"})
 

@@ -36,6 +36,7 @@ class Seq2Seq(Task):
     trims: ClassVar[bool] = False
     cut: ClassVar[Literal["", "decoder", "towers"]] = "decoder"
     relative: ClassVar[bool] = True
+    prefixes: ClassVar[bool] = True
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids of the source, cut to `max_length`; `labels`, those of the target, cut likewise."""

@@ -17,6 +17,7 @@ from distill.errors import DataError, RecipeError, StudentError, TeacherError
 from distill.evaluation import TorchPredictor
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
+from distill.heads import HEADS
 from distill.objectives.relational import pool
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
@@ -134,6 +135,13 @@ def test_a_teacher_pools_as_its_files_say(teacher, pooling, kind):
 def test_a_teacher_that_does_something_else_is_refused(teacher, files, said):
     with pytest.raises(TeacherError, match=said):
         load_checkpoint(teacher(**files), TASK)
+
+
+def test_what_stands_before_each_text_stands_before_both_of_a_pair():
+    head = HEADS["sentence-embedding"]
+    assert head.prefixed(("one", "two"), "query: ") == ("query: one", "query: two")
+    assert head.prefixed("one", "query: ") == "query: one"
+    assert head.prefixed(7, "query: ") == 7  # refused where texts are read
 
 
 def test_labels_are_not_read_and_empty_texts_are_named(tmp_path):

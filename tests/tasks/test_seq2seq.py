@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TASK = TASKS["seq2seq"]
 PAD, END, UNKNOWN = 0, 1, 2
+PREFIX = "English to German: "
 
 
 def learn_tokenizer(texts, size):
@@ -166,6 +167,7 @@ def finished(rows, start, run_example, rows_file):
         "student.decoder_layers=1",
         "training={epochs=2, batch_size=8, learning_rate=2e-3}",
         "data.max_length=32",
+        f'data.prefix="{PREFIX}"',
         "export.max_drop=2",
     )
 
@@ -203,11 +205,22 @@ def test_the_bundle_writes_what_transformers_write(finished, rows, beams):
     bundle.rules["beams"] = beams
     texts = [row["en"] for row in rows["validation"][:6]]
     written = [
-        model.generate(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt"), num_beams=beams)[0]
+        model.generate(
+            **tokenizer(PREFIX + text, truncation=True, max_length=32, return_tensors="pt"), num_beams=beams
+        )[0]
         for text in texts
     ]
     expected = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
     assert [one.text for one in bundle.predict(texts)] == expected
+
+
+@pytest.mark.slow
+def test_clients_are_told_what_stands_before_each_text(finished):
+    _, result = finished
+    assert json.loads((result.bundle / "config.json").read_text())["prefix"] == PREFIX
+    assert f'each text with "{PREFIX}" put before it' in (result.bundle / "README.md").read_text()
+    golden = [json.loads(line) for line in (result.bundle / "golden.jsonl").read_text().splitlines()]
+    assert all(line["text"].startswith(PREFIX) for line in golden)
 
 
 @pytest.mark.slow
@@ -216,7 +229,7 @@ def test_the_bundle_says_how_likely_a_target_is(finished, rows):
     tokenizer = AutoTokenizer.from_pretrained(result.folder / "student")
     model = AutoModelForSeq2SeqLM.from_pretrained(result.folder / "student").eval()
     row = rows["validation"][0]
-    tokens = tokenizer(row["en"], text_target=row["de"], return_tensors="pt")
+    tokens = tokenizer(PREFIX + row["en"], text_target=row["de"], return_tensors="pt")
     with torch.no_grad():
         loss = float(model(**tokens).loss)
     said = Bundle.load(result.bundle, file="onnx/model.onnx")(row["en"], row["de"])
@@ -245,6 +258,19 @@ def test_targets_in_the_teachers_words_are_kept(start, rows, tmp_path):
 def test_recipes_that_have_no_targets_are_refused(override, match):
     values = ['objective.targets="teacher"', 'data.unlabelled=["more.txt"]', override]
     recipe = Recipe.load(ROOT / "examples" / "seq2seq.toml", values)
+    with pytest.raises(RecipeError, match=match):
+        check_columns(TASKS[recipe.task], recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (['task="text-classification"'], r"`data.prefix` must be empty for text-classification; got 'query: '"),
+        (["data.augment.copies=1"], r"`data.augment.copies` must be 0 with `data.prefix`"),
+    ],
+)
+def test_a_prefix_that_cannot_be_is_refused(overrides, match):
+    recipe = Recipe.load(ROOT / "examples" / "seq2seq.toml", ['data.prefix="query: "', *overrides])
     with pytest.raises(RecipeError, match=match):
         check_columns(TASKS[recipe.task], recipe)
 
