@@ -45,8 +45,7 @@ def rewritten(
     """
     rules = Rules.of(task.rules(teacher.model))
     rules = replace(rules, beams=max(rules.beams, BEAMS), max_new_tokens=min(rules.max_new_tokens, max_length))
-    pieces = teacher.tokenizer.get_vocab()  # its serialisation also tells how it was last asked to cut
-    key = sha256_json([teacher.weights_hash(), pieces, max_length, str(rules), list(texts)])
+    key = sha256_json([teacher.weights_hash(), teacher.tokenizer_hash(), max_length, str(rules), list(texts)])
     kept = read_json(path) or {}
     done: list[str] = kept["texts"] if kept.get("key") == key else []
     if len(done) == len(texts):

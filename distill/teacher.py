@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from distill.encoders import token_embedding
 from distill.errors import DataError, TeacherError
 from distill.features import Features, TappedModel
+from distill.files import sha256_json
 from distill.heads.images import CONFIG
 from distill.readers import ImageReader, image_reader
 from distill.tasks import Padding, Task
@@ -64,10 +65,11 @@ class Checkpoint:
         return hash_tensors(self.model.state_dict())
 
     def tokenizer_hash(self) -> str:
-        """sha256 of the tokenizer's own serialisation."""
+        """sha256 of the tokenizer's own serialisation, without what it was last asked to cut and to pad to."""
         if isinstance(self.tokenizer, ImageReader):
             return self.tokenizer.digest()
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        said = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        return sha256_json({**said, "truncation": None, "padding": None})
 
     def save(self, folder: Path, task: Task, max_length: int) -> None:
         """Writes model and tokenizer as transformers' own loaders read them, with what the task adds."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import BertConfig, RobertaConfig, RobertaForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, RobertaConfig, RobertaForSequenceClassification
 
 from distill.errors import TeacherError
 from distill.teacher import (
@@ -64,6 +64,15 @@ def test_a_head_in_another_order_gives_the_same_logits_in_that_order():
 def test_positions_a_model_really_has():
     assert position_limit(BertConfig(max_position_embeddings=512)) == 512
     assert position_limit(RobertaConfig(max_position_embeddings=514)) == 512
+
+
+def test_the_hash_of_a_tokenizer_is_that_of_what_it_makes_of_a_text(minilm_folder):
+    checkpoint = Checkpoint(None, AutoTokenizer.from_pretrained(minilm_folder), [], str(minilm_folder), [])
+    before = checkpoint.tokenizer_hash()
+    checkpoint.tokenizer(["a", "a longer text"], truncation=True, max_length=4, padding=True)
+    assert checkpoint.tokenizer_hash() == before
+    checkpoint.tokenizer.add_tokens(["distilled"])
+    assert checkpoint.tokenizer_hash() != before
 
 
 def test_the_hash_sees_names_shapes_types_and_values():
