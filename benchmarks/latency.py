@@ -14,9 +14,9 @@ Python is named:
     python -m venv .venv-openvino && .venv-openvino/bin/pip install openvino nncf
     python -m venv .venv-optimum && .venv-optimum/bin/pip install "optimum-onnx[onnxruntime]"
 
-`distill int8` is what the target `x86-vnni` gives. In `ranges in FFN`, the input of each feed-forward block's second
-product is quantised to a range seen beforehand; `auto` tries that too. `floor` is the model's int8 products alone in
-ONNX Runtime, on all tokens, their inputs quantised beforehand.
+`distill int8` is what the target of this machine's processor gives (`x86-vnni`, `x86-avx2`, `arm64`). In `ranges in
+FFN`, the input of each feed-forward block's second product is quantised to a range seen beforehand; `auto` tries that
+too. `floor` is the model's int8 products alone in ONNX Runtime, on all tokens, their inputs quantised beforehand.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> Engines:
     import transformers
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from distill.candidates import machine_target
     from distill.export.calibrate import observe
     from distill.export.graph import export_graph
     from distill.export.passes import passes_for
@@ -146,11 +147,12 @@ def build(folder: Path, arguments: argparse.Namespace) -> Engines:
     if arguments.data:
         write_questions(arguments.data, tokenizer, student.config.label2id, folder / "questions.json")
     export_graph(student, spec, files["plain"], passes=())
-    export_graph(student, spec, files["ours"], passes=passes_for("x86-vnni"))
+    target = machine_target()
+    export_graph(student, spec, files["ours"], passes=passes_for(target))
     quantize_dynamic(files["plain"], files["plain8"], per_channel=True, weight_type=QuantType.QInt8)
     ranges = observe(files["ours"], texts).ranges("min-max", wide=True)
-    quantize_int8(files["ours"], files["ours8"], target="x86-vnni")
-    quantize_int8(files["ours"], files["static8"], target="x86-vnni", ranges=ranges)
+    quantize_int8(files["ours"], files["ours8"], target=target)
+    quantize_int8(files["ours"], files["static8"], target=target, ranges=ranges)
     write_floor(student, files["floor"])
     one = arguments.threads
     engines: Engines = {
@@ -435,12 +437,17 @@ def prepare_openvino(given: Path, made: Path, texts: Path) -> None:
 
 
 def prepare_optimum(given: Path, made: Path, texts: Path) -> None:
-    """Dynamic int8 as optimum recommends it for AVX-512 VNNI."""
+    """Dynamic int8 as optimum recommends it for this processor."""
+    import platform
+
     from optimum.onnxruntime import ORTModelForSequenceClassification, ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
     ORTModelForSequenceClassification.from_pretrained(given, export=True).save_pretrained(made)
-    settings = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    arm, vnni = platform.machine().lower() in ("arm64", "aarch64"), "avx512_vnni" in flags
+    recommended = "arm64" if arm else "avx512_vnni" if vnni else "avx2"
+    settings = getattr(AutoQuantizationConfig, recommended)(is_static=False, per_channel=True)
     ORTQuantizer.from_pretrained(made).quantize(save_dir=made, quantization_config=settings)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from distill import Recipe, compress
+from distill.candidates import machine_target
 from distill.demo import packaged_model, prepare_demo
 from distill.display import Display
 from distill.files import read_json, write_json
@@ -78,14 +79,14 @@ def sentences(data: Path, folder: Path) -> dict[str, Any]:
 
 
 SNIPS = {"train": "train", "validation": "valid", "test": "test"}
-CLASSIFIER = {"card": "layers-4"}
+SHALLOW = {"card": "layers-4", "vocabulary": "full"}
 TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] = {
-    "text-classification": (intents, {"finetune": {"epochs": 6, "learning_rate": 2e-4}, "epochs": 5}),
-    "regression": (sentences, {}),
+    "text-classification": (intents, {"finetune": {"epochs": 5, "learning_rate": 2e-4}, "student": SHALLOW}),
+    "regression": (sentences, {"epochs": 4}),
     "sentence-embedding": (sentences, {}),
-    "token-classification": (slots, {"epochs": 4}),
+    "token-classification": (slots, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
     "question-answering": (questions, {"finetune": {"epochs": 10, "learning_rate": 2e-4}}),
-    "multi-label": (slot_names, {"epochs": 4}),
+    "multi-label": (slot_names, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
 }
 """By task: its data, and what differs from the example."""
 
@@ -95,23 +96,22 @@ def recipe_of(task: str, options: argparse.Namespace) -> Recipe:
     make, changes = TASKS[task]
     folder = options.output / task
     files = make(options.data, folder / "data")
-    example = EXAMPLES / f"{task}.toml"
     start = {"start": str(packaged_model()), "finetune": changes.get("finetune", {})}
-    if example.exists():
-        values = Recipe.load(example).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    else:
-        values = {"task": task, "student": CLASSIFIER, "data": {"max_length": 64}, "training": {"learning_rate": 2e-4}}
+    example = Recipe.load(EXAMPLES / f"{task}.toml")
+    values = example.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if task == "sentence-embedding":
         values["teacher"] = {"checkpoint": str(packaged_model())}
     else:
         given = values.get("teacher", {}).get("finetune", {})
         values["teacher"] = start | {"finetune": given | start["finetune"]}
-    values["data"] = {key: value for key, value in values["data"].items() if key not in SNIPS} | files
+    kept = {key: value for key, value in values["data"].items() if key not in (*SNIPS, "group")}
+    values["data"] = kept | files
+    values["training"]["baseline"] = options.baseline
     if "epochs" in changes:
         values["training"]["epochs"] = changes["epochs"]
-    values["student"] = values.get("student", {}) | json.loads(options.student)
+    values["student"] = values["student"] | changes.get("student", {}) | json.loads(options.student)
     values |= {"name": task, "output": str(folder / "run"), "seed": options.seed}
-    return Recipe.parse(values | {"export": {"target": "x86-vnni"}, "bench": {"lengths": [32], "runs": 100}})
+    return Recipe.parse(values | {"export": {"target": machine_target()}, "bench": {"lengths": [32], "runs": 100}})
 
 
 def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tasks"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false")
     parser.add_argument("--student", default="{}", help="what of the recipe's student differs, as JSON")
     options = parser.parse_args()
     rows: Rows = []
