@@ -3,8 +3,8 @@
     bundle = Bundle.load("runs/demo/bundle")
     bundle("a fine film").label
 
-Imports numpy, onnxruntime, tokenizers and of ours `errors`, `heads`, `pieces` and `single_file` alone: the base install
-runs it.
+Imports numpy, onnxruntime, tokenizers and of ours `errors`, `heads`, `pieces`, `sessions` and `single_file` alone: the
+base install runs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 
 from distill.errors import BundleError
 from distill.export.pieces import files_of, towers
-from distill.export.single_file import is_ort_file, refuse_external_data
+from distill.export.sessions import session_options
+from distill.export.single_file import is_ort_file, metadata_of, refuse_external_data
 from distill.heads import HEADS, Asked, Text, Window
 from distill.heads.generation import Rules, beam, greedy
 from distill.heads.images import CONFIG, Preprocessing
@@ -53,14 +54,11 @@ class OnnxModel:
         self.path = Path(path)
         if not self.path.is_file():
             raise BundleError("there is no such file", where=str(path), fix="Copy the whole bundle again.")
-        if not is_ort_file(self.path):  # that format has no place for the name of another file
+        said: dict[str, str] = {}
+        if not is_ort_file(self.path):  # that format names no other file, and all that options could change is done
             refuse_external_data(self.path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if threads == 1:  # nothing to spin for: an idle app should not hold a core
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            said = metadata_of(self.path)
+        options = session_options(threads, said)
         try:
             self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own, one a status code

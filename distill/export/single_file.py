@@ -1,8 +1,12 @@
-"""Whether an ONNX file stands alone: one that points to other files could read any on the machine."""
+"""What is asked of an ONNX file before it is loaded: whether it stands alone, and what its metadata says.
+
+A file that points to others could read any on the machine.
+"""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 from distill.errors import BundleError
@@ -22,6 +26,8 @@ INSIDE = {
 """By message of onnx.proto: the numbers of the fields that lead to tensors."""
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 """Fields of TensorProto that say its values are in another file."""
+METADATA = 14
+"""The field of ModelProto that holds its metadata: messages of a key (1) and a value (2)."""
 
 
 def is_ort_file(path: Path) -> bool:
@@ -76,7 +82,49 @@ def _points_outside(data: mmap.mmap, at: int, end: int, message: int) -> bool:
     return False
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def metadata_of(model: Path | bytes) -> dict[str, str]:
+    """The strings that a whole ONNX file, as `refuse_external_data` lets pass, says of itself.
+
+    Args:
+        model: A file, or its bytes.
+
+    Raises:
+        BundleError: They are no strings.
+    """
+    try:
+        if isinstance(model, bytes):
+            return _metadata(model)
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _metadata(data)
+    except (IndexError, ValueError):
+        where = "" if isinstance(model, bytes) else str(model)
+        raise BundleError("its metadata cannot be read", where=where, fix="Copy the whole bundle again.") from None
+
+
+def _metadata(data: mmap.mmap | bytes) -> dict[str, str]:
+    entries = (dict(_strings(data, *span)) for field, *span in _fields(data, 0, len(data)) if field == METADATA)
+    return {entry.get(1, ""): entry.get(2, "") for entry in entries}
+
+
+def _strings(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, str]]:
+    return ((field, data[begin:stop].decode()) for field, begin, stop in _fields(data, at, end))
+
+
+def _fields(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, begin and end of every field of bytes between `at` and `end`."""
+    while at < end:
+        key, at = _varint(data, at)
+        field, kind = key >> 3, key & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+            continue
+        size, at = _varint(data, at) if kind == 2 else ((8 if kind == 1 else 4), at)
+        if kind == 2:
+            yield field, at, at + size
+        at += size
+
+
+def _varint(data: mmap.mmap | bytes, at: int) -> tuple[int, int]:
     """A number of 7 bits a byte, least first, and where it ends."""
     value = data[at]
     if value < 128:

@@ -15,7 +15,8 @@ from onnx import ModelProto, TensorProto, helper
 from distill.errors import BundleError, VerificationError, needs_extra
 from distill.export.bundle import MANIFEST
 from distill.export.runtime import QUANTIZED, Bundle, inside
-from distill.export.single_file import refuse_external_data
+from distill.export.sessions import session_options
+from distill.export.single_file import metadata_of, refuse_external_data
 from distill.export.strings import odd_strings
 from distill.export.text_graph import CONTRIB, Nodes, wordpiece
 from distill.files import sha256_file, write_json
@@ -47,9 +48,7 @@ class TextModel:
             raise needs_extra("text", "onnxruntime-extensions") from None
         if not isinstance(model, bytes):
             refuse_external_data(Path(model))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options = session_options(1, metadata_of(model if isinstance(model, bytes) else Path(model)))
         options.register_custom_ops_library(get_library_path())
         given = model if isinstance(model, bytes) else str(model)
         try:

@@ -352,5 +352,5 @@ def test_answering_loads_numpy_onnxruntime_and_tokenizers_alone(tiny_bundle: Pat
     assert {"numpy", "onnxruntime", "tokenizers"} <= set(packages.split())
     assert not set(packages.split()) & set(HEAVY)
     rest = [name for name in ours.split() if not name.startswith("distill.heads")]
-    inside = ["pieces", "runtime", "single_file"]
+    inside = ["pieces", "runtime", "sessions", "single_file"]
     assert rest == ["distill", "distill.errors", "distill.export", *(f"distill.export.{name}" for name in inside)]

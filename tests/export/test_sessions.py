@@ -1,0 +1,88 @@
+"""Sums of bytes are exact on every processor, for files that were made for processors where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from distill.errors import BundleError
+from distill.export.quantize import LARGEST, Target, quantize_dynamic_int8
+from distill.export.runtime import OnnxModel
+from distill.export.sessions import PRECISE, WIDE, session_options
+from distill.export.single_file import metadata_of
+from distill.export.text import TextModel
+
+K, N = 64, 2000
+"""N is more than the labels whose product stays in fp32."""
+
+
+@pytest.fixture
+def fp32(tmp_path: Path) -> Path:
+    """A product whose weights are all as large as they come: pairs of them overflow 16 bits."""
+    signs = np.where(np.random.default_rng(0).random((K, N)) < 0.5, -0.5, 0.5).astype(np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", K])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", N])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y])
+    graph.initializer.append(numpy_helper.from_array(signs, "w"))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def in_integers(x: np.ndarray, path: Path) -> np.ndarray:
+    """The product of the file's own int8 weights in 64 bits, x rounded as DynamicQuantizeLinear does."""
+    stored = {value.name: numpy_helper.to_array(value) for value in onnx.load(path).graph.initializer}
+    low, high = min(0.0, float(x.min())), float(x.max())
+    scale = np.float32((high - low) / 255)
+    zero = round(-low / scale)
+    numbers = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64) - zero
+    return (numbers @ stored["w.int8"].astype(np.int64)) * np.float64(scale) * stored["w.scale"]
+
+
+@pytest.mark.parametrize("target", LARGEST)
+def test_products_are_exact_on_this_machine(target: Target, fp32: Path, tmp_path: Path) -> None:
+    """Without VNNI, ONNX Runtime's own choice is off by as much as the numbers are large."""
+    made = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target=target)
+    x = np.random.default_rng(1).random((3, K), np.float32)
+    np.testing.assert_allclose(OnnxModel(made.path).predict({"x": x})["y"], in_integers(x, made.path), atol=1e-4)
+
+
+def test_the_switch_is_set_where_weights_are_wide() -> None:
+    """A file that keeps weights to 7 bits is exact without it, and only slower with it."""
+    assert {target for target, largest in LARGEST.items() if largest > 63} == set(WIDE)
+    for target in LARGEST:
+        options = session_options(1, {"distill.target": target})
+        if target in WIDE:
+            assert options.get_session_config_entry(PRECISE) == "1"
+        else:
+            with pytest.raises(Exception, match="does not have configuration"):
+                options.get_session_config_entry(PRECISE)
+
+
+def test_metadata_is_read_before_there_is_a_session(fp32: Path, tmp_path: Path) -> None:
+    said = {"distill.labels": '["schön", "häßlich"]', "empty": ""}
+    made = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="wasm", metadata=said)
+    assert metadata_of(made.path) == metadata_of(made.path.read_bytes()) == {**said, "distill.target": "wasm"}
+    assert metadata_of(made.path) == OnnxModel(made.path).metadata
+    assert metadata_of(fp32) == {}
+
+
+def test_metadata_that_breaks_off(tmp_path: Path) -> None:
+    broken = bytes([14 << 3 | 2, 2, 1 << 3 | 2, 0xFF])  # an entry whose key has no length
+    with pytest.raises(BundleError, match="its metadata cannot be read"):
+        metadata_of(broken)
+    (tmp_path / "broken.onnx").write_bytes(broken)
+    with pytest.raises(BundleError, match=r"broken\.onnx: its metadata cannot be read"):
+        metadata_of(tmp_path / "broken.onnx")
+
+
+def test_a_text_model_sums_as_its_bundle_does(fp32: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_extensions", reason='needs pip install "distill[text]"')
+    made = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="arm64")
+    x = np.random.default_rng(1).random((3, K), np.float32)
+    session: onnxruntime.InferenceSession = TextModel(made.path).session
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], in_integers(x, made.path), atol=1e-4)
