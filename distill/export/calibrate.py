@@ -181,11 +181,16 @@ def observe(fp32_path: str | Path, batches: Sequence[Batch]) -> Observed:
 
 
 def _texts(batches: Sequence[Batch]) -> Iterator[dict[str, Array]]:
-    """Row by row, without padding on the right."""
+    """Row by row, without padding on the right; images and what a decoder is shown as they are."""
     for batch in batches:
-        for row, mask in enumerate(batch["attention_mask"]):
+        masks = batch["attention_mask"]
+        for row, mask in enumerate(masks):
             length = max(1, int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 1)
-            yield {name: column[row : row + 1, :length] for name, column in batch.items() if column.ndim == 2}
+            cut = {name: column[row : row + 1] for name, column in batch.items() if column.ndim > 1}
+            for name, column in cut.items():
+                if batch[name].shape == masks.shape and not name.startswith("decoder_"):
+                    cut[name] = column[:, :length]
+            yield cut
 
 
 def _extremes(seen: dict[str, Seen], name: str, numbers: Array) -> None:

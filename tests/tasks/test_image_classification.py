@@ -6,10 +6,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
 
+from distill.candidates import fastest, machine_target
 from distill.cards import load_student_card
 from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, StudentError, TeacherError
-from distill.export.runtime import Bundle
+from distill.export.calibrate import observe
+from distill.export.graph import export_graph
+from distill.export.passes import DEFAULT, FUSED
+from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import verify_bundle
 from distill.features import TappedModel
 from distill.heads.images import encode_image
@@ -158,6 +162,28 @@ def test_a_card_makes_a_vit_or_says_why_not(card, make_vit):
     assert student.model.config.num_hidden_layers == len(student.layer_map)
     with torch.no_grad():
         assert student.model.eval()(torch.zeros(2, 3, 8, 8)).logits.shape == (2, 10)
+
+
+def test_auto_looks_at_images_and_times_at_their_one_length(make_vit, digits, tmp_path):
+    """Calibration sees every patch of every image, and all six forms are made, asked and timed."""
+    checkpoint = load_checkpoint(str(make_vit(num_hidden_layers=1)), TASK)
+    rows = {"text": [{"bytes": encode_image(image)} for image in digits[0][:8]], "label": list(digits[1][:8])}
+    encoded = TASK.encode(rows, checkpoint.tokenizer, 4)
+    batches = [TASK.collate([encoded[row] for row in part], checkpoint.padding) for part in (range(5), range(5, 8))]
+    spec = TASK.exported(checkpoint.model, TASK.inputs_of(encoded))
+    metadata = {"distill.max_length": "17"}
+    sources = {
+        name: export_graph(checkpoint.model, spec, tmp_path / f"{name}.onnx", passes=passes, metadata=metadata).path
+        for name, passes in (("separate heads", DEFAULT), ("fused attention", FUSED))
+    }
+    seen = observe(sources["separate heads"], batches).values
+    assert {each.rows for each in seen.values()} == {8 * 17, 8}  # every token of eight images; the last, the class's
+    limits = {"measure": lambda _: 1.0, "max_drop": 0.5, "lengths": [17], "target": machine_target()}
+    choice = fastest(sources, tmp_path / "int8.onnx", batches=batches, metadata=metadata, **limits)
+    assert [set(each.latency_ms) for each in choice.tried] == [{17}] * 6
+    exact, made = (OnnxModel(path) for path in (sources["separate heads"], tmp_path / "int8.onnx"))
+    wanted, found = (model.predict(batches[0])["logits"] for model in (exact, made))
+    assert np.abs(found - wanted).mean() < 0.1 * wanted.std()
 
 
 @pytest.fixture(scope="module")
