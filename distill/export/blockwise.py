@@ -32,7 +32,7 @@ def quantize_blocks_within(
     )
     metric = measure(made.path)
     drop = lost(reference, metric, relative)
-    if drop > max_drop:
+    if not drop <= max_drop:  # also where it is not a number
         made.path.unlink()
         raise ExportError(
             f"weights in {bits} bits lose {drop:.2f} points, more than max_drop = {max_drop:g}",

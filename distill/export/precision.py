@@ -193,7 +193,7 @@ def store_floats_within(
         small = _written(ir.load(fp32_path), Path(path), [], {"distill.weights": "fp32", **(metadata or {})})
     reference, metric = measure(Path(fp32_path)), measure(small.path)
     drop, name = lost(reference, metric, relative), "fp16" if half else "fp32"
-    if drop > max_drop:
+    if not drop <= max_drop:  # also where it is not a number
         small.path.unlink()
         raise ExportError(
             f"weights in {name} lose {drop:.2f} points, more than max_drop = {max_drop:g}",

@@ -66,3 +66,12 @@ def test_what_loses_too_much_is_refused(fp32, tmp_path):
         fp32, tmp_path / "blocks.onnx", bits=4, measure=lambda _: next(scores), max_drop=10.1
     )
     assert result.rungs[0].drop == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_metric_that_is_no_number_is_refused(fp32, tmp_path, bits):
+    """NaN is larger than nothing: asked whether it lost too much, a file of NaN once answered no."""
+    measure = lambda path: 0.9 if path == fp32 else float("nan")  # noqa: E731
+    with pytest.raises(ExportError, match=rf"weights in {bits} bits lose nan points, more than max_drop = 100"):
+        quantize_blocks_within(fp32, tmp_path / "blocks.onnx", bits=bits, measure=measure, max_drop=100)
+    assert not list(tmp_path.iterdir())

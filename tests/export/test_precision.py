@@ -138,6 +138,18 @@ def test_floats_on_request_pass_the_gate_or_are_refused(half: bool, fp32: Path, 
     assert not path.exists()
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_a_metric_that_is_no_number_is_refused(half: bool, fp32: Path, tmp_path: Path) -> None:
+    """NaN is larger than nothing: asked whether it lost too much, a file of NaN once answered no."""
+
+    def measure(file: Path) -> float:
+        return 0.9 if file == fp32 else float("nan")
+
+    with pytest.raises(ExportError, match="lose nan points, more than max_drop = 100"):
+        store_floats_within(fp32, tmp_path / "ships.onnx", half=half, measure=measure, max_drop=100)
+    assert not (tmp_path / "ships.onnx").exists()
+
+
 def test_the_runtime_loads_ort_files(fp32: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
     small = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="arm64")
     made = write_ort(small.path, tmp_path / "phone")
