@@ -29,6 +29,7 @@ import numpy as np
 
 from distill.errors import ExportError
 from distill.export.calibrate import METHODS, Method, Observed, observe
+from distill.export.distance import Distance
 from distill.export.quantize import (
     QuantizedGraph,
     Target,
@@ -37,7 +38,6 @@ from distill.export.quantize import (
     quantize_dynamic_int8,
     quantize_int8,
 )
-from distill.export.runtime import OnnxModel
 from distill.export.smooth import smooth_outliers
 from distill.progress import SILENT, Progress
 
@@ -242,12 +242,8 @@ class _Climb:
 
     def _most_exact(self, forms: Sequence[Form]) -> Form:
         """The form whose logits are nearest to those of fp32."""
-        exact = _logits(self._source, self._batches)
-
-        def error(form: Form) -> float:
-            return float(np.mean((_logits(self._make(form).path, self._batches) - exact) ** 2))
-
-        return min(forms, key=error)
+        distance = Distance(self._source, self._batches)
+        return min(forms, key=lambda form: distance(self._make(form).path))
 
     def _make(self, form: Form) -> QuantizedGraph:
         seen = self._observed(form.smoothed) if form.corrected or form.ranges else None
@@ -304,8 +300,7 @@ def rank_products(
         raise ExportError("there is no text to measure sensitivity on", where="ladder", fix="Give validation data.")
     source = Path(fp32_path)
     names = product_names(source)
-    exact = _logits(source, batches)
-    spread = float(exact.std()) or 1.0
+    distance = Distance(source, batches)
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="distill-ladder-") as folder,
@@ -315,17 +310,9 @@ def rank_products(
             trial = Path(folder) / "trial.onnx"
             others = [other for other in names if other != name]
             quantize_dynamic_int8(source, trial, target=target, keep=others, tables=False)
-            error = float(np.sqrt(np.mean((_logits(trial, batches) - exact) ** 2))) / spread
-            found.append(Sensitivity(name, error))
+            found.append(Sensitivity(name, distance(trial)))
             stage.advance()
     return tuple(sorted(found, key=lambda each: -each.error))
-
-
-def _logits(path: Path, batches: Sequence[Batch]) -> Array:
-    model = OnnxModel(path)
-    names = [name for name in model.outputs if name != "probabilities"]
-    said = (outputs[name] for outputs in map(model.predict, batches) for name in names)
-    return np.concatenate([value.astype(np.float64).reshape(-1) for value in said])
 
 
 def _nothing_good_enough(
