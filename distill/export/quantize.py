@@ -39,6 +39,7 @@ from distill.export.sizes import Component, components
 Target = Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"]
 
 FEW_LABELS = 1024  # a last product this narrow or narrower stays exact: it costs next to nothing
+CUTS = ("Split", "Squeeze", "Slice", "Transpose", "Identity")  # what a head may do to its logits without computing
 FUSED = "com.microsoft"  # ONNX Runtime's own operators: quantise, multiply, rescale and add the bias in one
 
 WHOLE = ("arm64", "wasm")
@@ -195,9 +196,19 @@ def quantize_model(
 
 
 def stays_exact(found: Product) -> bool:
-    """Whether a product gives the logits of a few labels, and so stays in fp32."""
-    width = int(numbers_of(found.weight).shape[1])
-    return found.result.is_graph_output() and width <= FEW_LABELS
+    """Whether a product gives the logits of a few labels, whole or in parts, and so stays in fp32."""
+    return int(numbers_of(found.weight).shape[1]) <= FEW_LABELS and _is_returned(found.result)
+
+
+def _is_returned(value: ir.Value) -> bool:
+    """Whether the graph returns a value, or all that is cut out of it: starts and ends of spans are one product."""
+    if value.is_graph_output():
+        return True
+    nodes = [use.node for use in value.uses()]
+    return bool(nodes) and all(
+        node.op_type in CUTS and node.domain == "" and all(_is_returned(part) for part in node.outputs)
+        for node in nodes
+    )
 
 
 def _is_constant(value: ir.Value | None) -> bool:

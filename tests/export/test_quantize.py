@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForQuestionAnswering
 
 from distill.errors import ExportError
 from distill.export.graph import export_graph, write
 from distill.export.lookups import quantize_rows
-from distill.export.passes import apply_passes
-from distill.export.quantize import quantize_columns, quantize_dynamic_int8
+from distill.export.passes import apply_passes, passes_for
+from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
+from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification
 
 FAMILIES = ("bert", "roberta", "deberta-v2", "modernbert", "albert")
@@ -143,6 +144,20 @@ def test_a_product_can_be_kept_exact(exported: Callable[[str], Path], tmp_path: 
     assert name in made.kept
     assert name not in made.products
     assert values(made.path)[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-avx2"])
+def test_a_head_whose_logits_are_cut_in_two_stays_exact(target: Any, tmp_path: Path) -> None:
+    """Starts and ends of spans are one product, split behind it: what the graph returns is no product's own result."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = BertForQuestionAnswering(BertConfig(**shape, intermediate_size=64)).eval()
+    spec = TASKS["question-answering"].exported(model, ["input_ids", "attention_mask"])
+    source = export_graph(model, spec, tmp_path / "qa.onnx", passes=passes_for(target)).path
+    made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
+    assert list(made.kept) == exact_names(source) == ["qa_outputs.weight"]
+    assert values(made.path)["qa_outputs.weight"].dtype == np.float32
+    assert made.products
 
 
 def test_keeping_what_is_not_there_is_refused(exported: Callable[[str], Path], tmp_path: Path) -> None:
