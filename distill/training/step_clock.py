@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 
 from distill.machine import peak_bytes
+from distill.training.products import count_products
 
 PARTS = ("data", "teacher", "student", "losses", "backward", "clipping", "optimiser", "measuring", "rest")
 """In the order of a step. `measuring` is evaluation, checkpoints and logging; `rest` is the loop around it all."""
@@ -28,7 +29,7 @@ class StepClock(TrainerCallback):
 
     def __init__(self, *, wait: bool = False) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.rows = self.tokens = self.padded = self.steps = 0
+        self.rows = self.tokens = self.pairs = self.padded = self.steps = 0
         self._wait = wait and torch.cuda.is_available()
         self._now, self._since = "rest", time.perf_counter()
 
@@ -52,8 +53,10 @@ class StepClock(TrainerCallback):
 
     def count(self, mask: Tensor) -> None:
         """One batch, by its attention mask (B, L)."""
+        lengths = mask.sum(1)
         self.rows += len(mask)
-        self.tokens += int(mask.sum())
+        self.tokens += int(lengths.sum())
+        self.pairs += int((lengths * lengths).sum())
         self.padded += mask.numel()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -88,27 +91,27 @@ class StepClock(TrainerCallback):
         steps = max(1, self.steps)
         return [[part, f"{1e3 * took / steps:.1f}", f"{took / whole:.1%}"] for part, took in self.seconds.items()]
 
-    def facts(self, model: nn.Module, *, bf16: bool) -> dict[str, Any]:
+    def facts(self, model: Any, *, bf16: bool) -> dict[str, Any]:
         """Speed of this process: nothing of what a run did before it was killed.
 
         Args:
-            model: The trained model, for the products a token takes.
+            model: The trained model, for the products that a row takes.
             bf16: In which precision they ran.
 
         Returns:
-            `samples_per_second`, without measuring and saving; `flops_per_token` (forward and backward, matrix
-            products of linear layers); `flops_share`, of what one large product reaches on this device (MFU);
+            `samples_per_second`, without measuring and saving; `flops_per_token` (forward and backward, products of
+            linear layers and of attention); `flops_share`, of what one large product reaches on this device (MFU);
             `padding`, the share of positions that held no token; `peak_bytes`; `seconds` by part.
         """
         took = sum(took for part, took in self.seconds.items() if part != "measuring")
         if not self.rows or not took:
             return {}
-        flops = 6 * sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+        flops = 3 * count_products(model).forward(self.rows, self.tokens, self.pairs)
         device = next(model.parameters()).device
-        reached = flops * self.tokens / took
+        reached = flops / took
         return {
             "samples_per_second": round(self.rows / took, 1),
-            "flops_per_token": flops,
+            "flops_per_token": round(flops / self.tokens),
             "flops_share": round(reached / peak_flops(device, bf16=bf16), 3),
             "padding": round(1 - self.tokens / self.padded, 3),
             "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes(),
