@@ -259,6 +259,8 @@ class DistillationTrainer(transformers.Trainer):
                 where="training",
                 fix="Lower training.learning_rate, or set training.precision = 'fp32'.",
             )
+        if not self._term_sums:  # also after a resume, whose lines then speak of the steps since
+            self._term_steps = self.state.global_step
         for name, value in losses.items():
             self._term_sums[name] = self._term_sums.get(name, torch.zeros_like(value)) + value.detach()
         loss = loss * self.accelerator.num_processes
@@ -298,7 +300,7 @@ class DistillationTrainer(transformers.Trainer):
             steps = max(1, self.state.global_step - self._term_steps)
             sums = {name: self.accelerator.reduce(total, "sum") for name, total in self._term_sums.items()}
             logs = logs | {f"loss/{name}": float(total) / steps for name, total in sums.items()}
-            self._term_sums, self._term_steps = {}, self.state.global_step
+            self._term_sums = {}
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -119,3 +119,26 @@ def test_only_complete_checkpoints_are_resumed_from(tmp_path):
     assert latest_checkpoint(tmp_path).name == "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
     assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_logged_terms_add_up_to_the_loss_after_a_resume(tmp_path, rows):
+    """The terms' sums begin anew with a resume, and so must the steps that they are divided by."""
+    teacher = model(4, seed=1)
+
+    def run(resume):
+        student = model(2, seed=2)
+        objective = build_objective(TERMS, describe(student), describe(teacher))
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, logging_steps=2, use_cpu=True,
+            report_to=[], disable_tqdm=True, remove_unused_columns=False, save_steps=3,
+        )  # fmt: skip
+        live = LiveTeacher(teacher, objective.teacher_taps)
+        trainer = DistillationTrainer(student, objective, live, rows, tensor_collate(TASK, Padding()), args)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.log_history
+
+    run(None)
+    line = next(line for line in run(str(tmp_path / "checkpoint-3")) if line["step"] == 4 and "loss" in line)
+    terms = {name: line[name] for name in line if name.startswith("loss/")}
+    weights = dict(zip(sorted(terms), (0.5, 2.0, 1.0), strict=True))  # hard_labels, hidden_mse, soft_labels
+    assert sum(weights[name] * value for name, value in terms.items()) == pytest.approx(line["loss"], rel=1e-4)
