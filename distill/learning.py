@@ -11,6 +11,7 @@ import numpy as np
 import transformers
 
 from distill import processes
+from distill.devices import placed
 from distill.evaluation import Evaluation, MeanPredictor, TorchPredictor, agreement, evaluate, predict_rows
 from distill.features import describe
 from distill.files import replace_folder
@@ -61,10 +62,9 @@ def _ensemble(run: Run) -> list[str]:
     models = [run.teacher.model, *(other.model for other in run.others)]
     together = MeanPredictor([TorchPredictor(model, run.task) for model in models], run.shares, run.task)
     encoded = run.encode(run.teacher, run.splits.validation)
-    metric = run.task.metric
-    value = evaluate(
-        together, encoded, run.task, run.teacher.padding, progress=run.progress, name="Measuring the ensemble"
-    )
+    metric, padding = run.task.metric, run.teacher.padding
+    with run.teaching():
+        value = evaluate(together, encoded, run.task, padding, progress=run.progress, name="Measuring the ensemble")
     return [f"{len(models)} teachers together: {metric} {value.metrics[metric]:.4f}"]
 
 
@@ -89,7 +89,8 @@ def label(run: Run) -> dict[str, Any]:
     inputs = run.cache_inputs(objective)
 
     def work() -> dict[str, Any]:
-        cache = run.cache(objective)
+        with run.teaching():
+            cache = run.cache(objective)
         size = getattr(cache, "nbytes", 0)  # a teacher that answers live writes nothing
         return {"bytes": size, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
 
@@ -112,10 +113,11 @@ def train(run: Run) -> dict[str, Any]:
         before = _measure(run, checkpoint, run.splits.validation, "Measuring the student before training")
         run.progress.say(f"before training: {run.task.metric} {before.metrics[run.task.metric]:.4f}")
         encoded = run.transfer_set(checkpoint)
-        done = _fit(
-            run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final,
-            on_policy=_on_policy(run, checkpoint),
-        )  # fmt: skip
+        with run.teaching():
+            done = _fit(
+                run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final,
+                on_policy=_on_policy(run, checkpoint),
+            )  # fmt: skip
         return {
             **done,
             "before": before.metrics,
@@ -181,7 +183,8 @@ def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoin
     )
     shutil.rmtree(run.work / "int8", ignore_errors=True)  # an unfinished one may have been for another file
     compute_in_int8(checkpoint.model, largest=largest, exact=exact)
-    _fit(run, checkpoint, objective, run.cache(objective), encoded, settings, "int8", final)
+    with run.teaching():
+        _fit(run, checkpoint, objective, run.cache(objective), encoded, settings, "int8", final)
     compute_in_floats(checkpoint.model)
     return load_checkpoint(str(final), run.task)
 
@@ -212,7 +215,7 @@ def _fit(
     """
     scratch = run.work / name
     task, padding = run.task, checkpoint.padding
-    bf16 = use_bf16(settings.precision)
+    bf16 = use_bf16(settings.precision, run.device)
     validation = run.encode(checkpoint, run.splits.validation)
 
     def measure(model: Any) -> dict[str, float]:
@@ -245,6 +248,7 @@ def _fit(
         replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
     processes.wait()
     speed = clock.facts(checkpoint.model, bf16=bf16)
+    checkpoint.model.to("cpu")  # from the card that it was trained on
     for line in speed_lines(speed):
         run.progress.say(line)
     if settings.profile:
@@ -274,7 +278,8 @@ def _measure(
     ask = run.task.examine if final else run.task.judge
     predictor = ask(TorchPredictor(checkpoint.model, run.task), checkpoint.model)
     encoded, padding = run.encode(checkpoint, rows), checkpoint.padding
-    return evaluate(predictor, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
+    with placed([checkpoint.model], run.device):
+        return evaluate(predictor, encoded, run.task, padding, settings=settings, progress=run.progress, name=name)
 
 
 def calibrated(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -282,7 +287,8 @@ def calibrated(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     if not run.task.calibrates:
         return {}
     encoded = run.encode(checkpoint, run.splits.validation)
-    outputs = predict_rows(TorchPredictor(checkpoint.model, run.task), encoded, run.task, checkpoint.padding)
+    with placed([checkpoint.model], run.device):
+        outputs = predict_rows(TorchPredictor(checkpoint.model, run.task), encoded, run.task, checkpoint.padding)
     return run.task.calibrate(outputs, encoded)
 
 

@@ -212,6 +212,9 @@ class TrainingRecipe(_Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has instructions for it."
     )
+    teacher_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="Where the teacher answers: `auto` where the student is, `cuda:1` on a second card, `cpu`."
+    )
     freeze_embeddings: bool = Field(False, description="Leaves inherited embeddings as they are: faster steps.")
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
     profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from torch import Tensor
 
 from distill import processes
@@ -20,6 +22,7 @@ from distill.cards import TeacherCard, load_student_card, load_teacher_card
 from distill.data.augmentation import kept_texts
 from distill.data.packing import pack_on_disk
 from distill.data.splits import Splits, content_key, load_splits
+from distill.devices import placed, teacher_device, training_device
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import ObjectiveError, RecipeError, TeacherError
 from distill.evaluation import Evaluation, TorchPredictor, by_group, predict_rows
@@ -60,6 +63,9 @@ CHUNK = 8192
 
 LARGE = 20_000
 """Rows of a transfer set whose token ids are kept on disk."""
+
+UNSEEN = {"baseline", "checkpoint_seconds", "profile", "teacher_device"}
+"""What of `training` leaves the trained student as it is."""
 
 SAMPLE = 256
 """Texts that a student is fitted on."""
@@ -187,6 +193,20 @@ class Run:
         return checkpoints
 
     @property
+    def device(self) -> torch.device:
+        """Where students are trained and models are measured."""
+        return training_device()
+
+    @property
+    def teacher_device(self) -> torch.device:
+        """Where the teacher answers."""
+        return teacher_device(self.recipe.training.teacher_device)
+
+    def teaching(self) -> AbstractContextManager[None]:
+        """Within the block the teachers are where they answer; outside, on the CPU as everything is."""
+        return placed([self.teacher.model, *(other.model for other in self.others)], self.teacher_device)
+
+    @property
     def shares(self) -> list[float]:
         """How much each teacher of the ensemble counts."""
         return self.recipe.teacher.ensemble_weights or [1.0] * (1 + len(self.recipe.teacher.ensemble))
@@ -222,7 +242,8 @@ class Run:
         if place not in self._said:
             teacher, limit = self.teacher, self.recipe.data.max_length
             encoded = encode_rows(self.task, rows, teacher.tokenizer, limit, teacher.labels)
-            found = predict_rows(TorchPredictor(teacher.model, self.task), encoded, self.task, teacher.padding)
+            with self.teaching():
+                found = predict_rows(TorchPredictor(teacher.model, self.task), encoded, self.task, teacher.padding)
             self._said[place] = found[self.task.follows]
         return self._said[place]
 
@@ -282,7 +303,8 @@ class Run:
             return parts
         texts, limit = [text for rows in parts for text in rows["text"]], self.recipe.data.max_length
         path = self.work / "targets.json"
-        new = rewritten(texts, self.teacher, self.task, path, max_length=limit, progress=self.progress)
+        with self.teaching():
+            new = rewritten(texts, self.teacher, self.task, path, max_length=limit, progress=self.progress)
         known = len(parts[0])
         return [
             datasets.Dataset.from_dict({**rows.to_dict(), "label": labels}, features=rows.features)
@@ -416,7 +438,7 @@ class Run:
             "tokenizer_hash": self.teacher.tokenizer_hash(),
             "max_length": self.recipe.data.max_length,
             "taps": sorted(objective.teacher_taps),
-            "dtype": "bf16" if use_bf16(self.recipe.training.precision) else "fp32",
+            "dtype": "bf16" if use_bf16(self.recipe.training.precision, self.teacher_device) else "fp32",
             "texts_hash": self.texts_hash,
             "top_k": self.top_k(objective),
             "max_bytes": self.recipe.cache.max_bytes,
@@ -453,14 +475,17 @@ class Run:
             "student": recipe.student.model_dump(mode="json"),
             "objective": objective.describe() if objective else None,
             "on_policy": recipe.objective.on_policy.model_dump(mode="json"),
-            "training": recipe.training.model_dump(mode="json", exclude={"baseline", "checkpoint_seconds", "profile"}),
+            "training": recipe.training.model_dump(mode="json", exclude=UNSEEN),
             "seed": recipe.seed,
             **({"targets": recipe.objective.targets} if recipe.objective.targets != "gold" else {}),
         }
 
     def cache(self, objective: Objective) -> Teacher:
-        """The teacher cache for the transfer set: built, completed or opened; a live teacher where none is kept."""
-        bf16 = use_bf16(self.recipe.training.precision)
+        """The teacher cache for the transfer set: built, completed or opened; a live teacher where none is kept.
+
+        It is asked for, and used, within `teaching`.
+        """
+        bf16 = use_bf16(self.recipe.training.precision, self.teacher_device)
 
         def teacher_of(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
             live = LiveTeacher(self.teacher.model, taps, bf16=bf16)

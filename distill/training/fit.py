@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from distill import processes
+from distill.devices import training_device
 from distill.encoders import token_embedding
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress
@@ -78,7 +80,8 @@ def fit(
     flush_denormals()
     transformers.set_seed(seed)
     by_rows = row_embedding(student) if args.use_cpu else None
-    with progress.stage(name, total=args.max_steps, unit="steps") as stage, quick(student):
+    lighter = quick(student) if args.use_cpu else nullcontext()  # the Trainer will move the student to its card
+    with progress.stage(name, total=args.max_steps, unit="steps") as stage, lighter:
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():
@@ -106,7 +109,8 @@ def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> 
     batches = -(-rows // (settings.batch_size * processes.count()))
     steps = -(-batches // settings.gradient_accumulation)
     total = max(1, round(steps * settings.epochs))
-    on_gpu = torch.cuda.is_available()
+    device = training_device()
+    on_gpu = device.type != "cpu"
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=total,
@@ -117,7 +121,7 @@ def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> 
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=use_bf16(settings.precision, "cuda" if on_gpu else "cpu"),
+        bf16=use_bf16(settings.precision, device),
         use_cpu=not on_gpu,
         seed=seed,
         logging_steps=max(1, min(50, total // 40)),

@@ -30,7 +30,7 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
         lane = _LANES[values.dtype]
         bits = 8 * values.element_size() - 1  # the sign is left out
-        draws = torch.empty(-(-values.numel() * values.element_size() // 8), dtype=torch.int64)
+        draws = torch.empty(-(-values.numel() * values.element_size() // 8), dtype=torch.int64, device=values.device)
         lanes = draws.random_(-(2**63), None).view(lane)[: values.numel()].view(values.shape)
         # Below the threshold the difference is positive and shifts to 0, from it on negative and shifts to all ones.
         keep = torch.bitwise_right_shift(round(share * 2**bits) - 1 - lanes.bitwise_and_(2**bits - 1), bits)
@@ -82,7 +82,8 @@ def attention(
     """Attention as transformers calls it, (B, A, L, D) to (B, L, A, D); what it is not meant for goes to sdpa."""
     plain = all(more.get(name) is None for name in ("position_bias", "cache", "softcap", "is_causal"))
     causal = attention_mask is None and getattr(module, "is_causal", True)
-    if dropout == 0.0 or causal or not plain or query.dtype not in _LANES or key.shape[1] != query.shape[1]:
+    meant = query.device.type == "cpu" and query.dtype in _LANES and key.shape[1] == query.shape[1]
+    if dropout == 0.0 or causal or not plain or not meant:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
