@@ -14,9 +14,11 @@ import random
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-from distill.files import sha256_file
+from distill.files import sha256_file, write_json
+from distill.machine import describe_machine
 
 
 def main() -> None:
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-seconds", type=float, default=0.5)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/kills"))
+    parser.add_argument("--out", type=Path, help="the JSON file; OUTPUT/summary.json")
     options = parser.parse_args()
     start = time.monotonic()
     finish(options, "undisturbed")
@@ -52,6 +55,10 @@ def main() -> None:
             sys.exit(f"after {killed} kills {name} has other weights")
     facts = {"kills": killed, "runs": runs, "seconds_undisturbed": round(took, 1), "weights_bit_equal": True}
     print(json.dumps(facts, indent=1))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    settings = {"recipe": options.recipe.name, "seed": options.seed, "checkpoint_seconds": options.checkpoint_seconds}
+    summary = {"created": created, "machine": describe_machine(), "settings": settings, **facts}
+    write_json(options.out or options.output / "summary.json", summary)
 
 
 def command(options: argparse.Namespace, name: str) -> list[str]:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--preset", default="logits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/million"))
+    parser.add_argument("--out", type=Path, help="the JSON file; one with today's date in OUTPUT")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -52,10 +53,16 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
-    facts = {"sizes": rows, "slopes": slopes(rows), "threads": options.threads, "teacher": options.teacher or "tiny"}
+    from distill.files import write_json
+    from distill.machine import describe_machine
+
+    facts = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(),
+        "sizes": rows, "slopes": slopes(rows), "threads": options.threads, "teacher": options.teacher or "tiny",
+    }  # fmt: skip
     print(json.dumps(facts["slopes"], indent=1))
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{date.today()}-million.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(options.out or options.output / f"{date.today()}-million.json", facts)
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, Any]:
