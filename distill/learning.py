@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from distill import processes
@@ -24,8 +25,12 @@ from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training.fake_int8 import compute_in_floats, compute_in_int8
 from distill.training.fit import fit
+from distill.training.lighter import check_copies, threads
 from distill.training.on_policy import OnPolicy
 from distill.training.step_clock import StepClock, speed_lines
+
+UNFROZEN = {"freeze_embeddings": False, "freeze_layers": 0}
+"""What `training` says of a student's inherited parts, where all of a model is to learn."""
 
 
 def make_teacher(run: Run) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     start = load_checkpoint(run.start, run.task, labels=labels)
     check_length(start, run.recipe.data.max_length)
     wanted = run.recipe.teacher.finetune.model_dump()
-    settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, "freeze_embeddings": False})
+    settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, **UNFROZEN})
     encoded = run.encode(start, run.splits.train)
     done = _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
     curve: list[dict[str, Any]] = done["curve"]
@@ -89,7 +94,7 @@ def label(run: Run) -> dict[str, Any]:
     inputs = run.cache_inputs(objective)
 
     def work() -> dict[str, Any]:
-        with run.teaching():
+        with run.teaching(), threads(run.recipe.training.threads or torch.get_num_threads()):
             cache = run.cache(objective)
         size = getattr(cache, "nbytes", 0)  # a teacher that answers live writes nothing
         return {"bytes": size, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
@@ -106,6 +111,8 @@ def train(run: Run) -> dict[str, Any]:
         student = run.new_student()
         checkpoint = run.checkpoint_of(student)
         run.task.keep(checkpoint.model, run.teacher.model, objective)
+        if run.recipe.training.freeze_layers:
+            check_copies(checkpoint.model, run.teacher.model, run.recipe.training.freeze_layers)
         run.progress.table(f"Student {run.recipe.student.card}", list(TABLE_COLUMNS), student.rows())
         for remark in student.remarks:
             run.progress.say(remark)
@@ -178,7 +185,7 @@ def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoin
             "epochs": run.recipe.export.int8_steps / steps,
             "learning_rate": usual.learning_rate / 2,
             "precision": "fp32",  # bf16 keeps as few bits as int8
-            "freeze_embeddings": False,
+            **UNFROZEN,
         }
     )
     shutil.rmtree(run.work / "int8", ignore_errors=True)  # an unfinished one may have been for another file

@@ -216,6 +216,21 @@ class TrainingRecipe(_Section):
         "auto", description="Where the teacher answers: `auto` where the student is, `cuda:1` on a second card, `cpu`."
     )
     freeze_embeddings: bool = Field(False, description="Leaves inherited embeddings as they are: faster steps.")
+    freeze_layers: int = Field(
+        0,
+        ge=0,
+        description="So many first layers, and the embeddings, stay the teacher's: they must be exact copies of its "
+        "first ones. The way back ends above them.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Layers are computed again on the way back: less memory, steps a third slower."
+    )
+    compile: bool = Field(
+        False, description="Compiles the student with torch.compile: minutes first, then less a step."
+    )
+    threads: int = Field(
+        0, ge=0, description="Threads of training and labelling on a processor; 0 leaves PyTorch's own."
+    )
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
     profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")
     baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")

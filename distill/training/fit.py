@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from transformers.integrations import TensorBoardCallback
 
 from distill import processes
 from distill.devices import training_device
-from distill.encoders import token_embedding
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress
 from distill.recipe import TrainingRecipe
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
+from distill.training.lighter import lighter
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import row_embedding
-from distill.training.quick import quick
 from distill.training.rhythm import Rhythm, latest_checkpoint
 from distill.training.step_clock import StepClock
 from distill.training.trainer import DistillationModule, DistillationTrainer, sometimes_unused
@@ -75,13 +73,13 @@ def fit(
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
     args, steps = _arguments(settings, len(encoded), folder, seed)
-    if settings.freeze_embeddings:
-        freeze_embeddings(student)
-    flush_denormals()
     transformers.set_seed(seed)
-    by_rows = row_embedding(student) if args.use_cpu else None
-    lighter = quick(student) if args.use_cpu else nullcontext()  # the Trainer will move the student to its card
-    with progress.stage(name, total=args.max_steps, unit="steps") as stage, lighter:
+    with (
+        progress.stage(name, total=args.max_steps, unit="steps") as stage,
+        lighter(student, settings, on_processor=args.use_cpu),
+    ):
+        flush_denormals()
+        by_rows = row_embedding(student) if args.use_cpu and not settings.compile else None
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():
@@ -154,11 +152,6 @@ def flush_denormals() -> None:
     on a small model the fused step took 37 ms with such numbers and 0.3 ms without.
     """
     torch.set_flush_denormal(True)
-
-
-def freeze_embeddings(student: Any) -> None:
-    """Leaves the word embeddings as they are: their gradient and update are a third of a small student's step."""
-    token_embedding(student).requires_grad_(False)
 
 
 def _is_point(entry: Mapping[str, Any], metric: str) -> bool:
