@@ -67,6 +67,9 @@ LARGE = 20_000
 UNSEEN = {"baseline", "checkpoint_seconds", "profile", "teacher_device"}
 """What of `training` leaves the trained student as it is."""
 
+CLASSIFIER = "ForSequenceClassification"
+"""How architectures end whose single output is a number."""
+
 SAMPLE = 256
 """Texts that a student is fitted on."""
 
@@ -123,7 +126,9 @@ class Run:
         else:
             config = load_config(self.source, self.revision)
             made = list(config.architectures or [])
-            problem = "regression" if config.num_labels == 1 and not config.problem_type else config.problem_type
+            problem = config.problem_type
+            if not problem and config.num_labels == 1 and any(name.endswith(CLASSIFIER) for name in made):
+                problem = "regression"  # a language model's config may say 1, which says nothing of it
             task = find_task("auto", made, problem=problem, where=self.source)
             reason = f"the teacher is a {', '.join(made)}" + (f" for {problem}" if problem else "")
         self.progress.say(f"task: {task.name} ({reason})")

@@ -56,7 +56,7 @@ def find_task(
     if name != "auto":
         return TASKS[name]
     for task in TASKS.values():
-        if problem in task.problems and any(name.endswith(task.suffixes) for name in architectures):
+        if problem in task.problems and any(task.fits(name) for name in architectures):
             return task
     raise TeacherError(
         f"its architecture {list(architectures)!r}{f' for {problem}' if problem else ''} belongs to no known task",

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from distill.heads import HEADS
+from distill.tasks.architectures import loads, modalities
 from distill.tasks.encoded import (
     NO_LABEL,
     Array,
@@ -114,6 +115,11 @@ class Task(ABC):
     def reads(self) -> tuple[str, ...]:
         """What its models read: `text`, `image`."""
         return HEADS[self.name].reads
+
+    def fits(self, architecture: str) -> bool:
+        """Whether models of an architecture are its own: by name, by what loads them, and by what they read."""
+        named = architecture.endswith(self.suffixes) and loads(self.auto_class, architecture)
+        return named and bool(read := modalities(architecture)) and read <= frozenset(self.reads)
 
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:

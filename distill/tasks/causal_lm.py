@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from distill.tasks.architectures import loads
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 from distill.tasks.past import with_past
@@ -33,6 +34,10 @@ class CausalLM(Task):
     relative: ClassVar[bool] = True
     on_policy: ClassVar[bool] = True
     unmeasured: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+    def fits(self, architecture: str) -> bool:
+        """As for every task; a name that guessers of masked tokens share, such as XLM's, says too little."""
+        return super().fits(architecture) and not loads("AutoModelForMaskedLM", architecture)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids by part; `labels` is the id behind each token, -100 for the last."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill.errors import StudentError
 from distill.tasks import pooling
+from distill.tasks.architectures import decodes
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import Array, Batch, Encoded, Padding, pack, pad_columns
 
@@ -39,6 +40,10 @@ class SentenceEmbedding(Task):
     prefixes: ClassVar[bool] = True
     beside: ClassVar[tuple[str, ...]] = ("modules.json", "1_Pooling/config.json", f"{pooling.FOLDER}/config.json")
     unmeasured: ClassVar[frozenset[str]] = frozenset({"last_hidden_state"})
+
+    def fits(self, architecture: str) -> bool:
+        """As for every task; of an encoder with a decoder the last hidden states are the decoder's."""
+        return super().fits(architecture) and not decodes(architecture)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Token ids, cut to `max_length`."""
