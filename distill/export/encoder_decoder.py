@@ -105,11 +105,21 @@ def _branch(graph: ir.Graph, source: Path) -> None:
     copies = [ir.Node("", "Identity", [past], num_outputs=1) for past in pasts]
     for copy, past in zip(copies, pasts, strict=True):
         copy.outputs[0].name, copy.outputs[0].type = f"{past.name}.kept", past.type
+    weights = _taken(graph, moved)
     kept = ir.Graph([], [copy.outputs[0] for copy in copies], nodes=copies, name="kept")
-    made = ir.Graph([], crossed, nodes=moved, name="made")
+    made = ir.Graph([], crossed, nodes=moved, initializers=weights, name="made")
     for name, body in (("then_branch", kept), ("else_branch", made)):
         branch.attributes[name] = ir.AttrGraph(name, body)
     graph.inputs.extend([*pasts, asked])
+
+
+def _taken(graph: ir.Graph, moved: list[ir.Node]) -> list[ir.Value]:
+    """Constants that `moved` alone reads, out of the graph: ONNX Runtime makes int8 weights u8 in their own graph only."""
+    found = dict.fromkeys(value for node in moved for value in node.inputs if value is not None)
+    own = [value for value in found if value.is_initializer() and all(use.node in moved for use in value.uses())]
+    for value in own:
+        del graph.initializers[str(value.name)]
+    return own
 
 
 def _past(present: ir.Value) -> ir.Value:
