@@ -1,4 +1,4 @@
-"""Embedding tables in int8: one scale a row, and only what is looked up is widened."""
+"""Embedding tables in int8: one scale a row, only what is looked up is widened; once where a product has them too."""
 
 from __future__ import annotations
 
@@ -40,6 +40,39 @@ def quantize_tables(model: ir.Model) -> list[str]:
             continue
         done.append(str(table.name))
     return done
+
+
+def share_tied(model: ir.Model) -> int:
+    """Stores a table once that is multiplied with as well: the product reads it transposed, which is done on loading.
+
+    Both have a scale for each token, so that their int8 numbers are the same where both go to 127.
+
+    Args:
+        model: Quantised; changed in place.
+
+    Returns:
+        How many products now read a table.
+    """
+    graph = model.graph
+    tables = {
+        table: numbers
+        for table in graph.initializers.values()
+        if (numbers := array(table)) is not None and numbers.dtype == np.int8 and numbers.ndim == 2
+        if any(use.node.op_type == "Gather" and use.idx == 0 for use in table.uses())
+    }
+    changed = 0
+    for table, numbers in tables.items():
+        for weight in list(graph.initializers.values()):
+            given = array(weight)
+            if weight in tables or given is None or given.dtype != np.int8 or given.shape != numbers.shape[::-1]:
+                continue
+            if np.array_equal(given, numbers.T):
+                turned = node_before(graph.node(0), "Transpose", [table], perm=[1, 0]).outputs[0]
+                turned.shape, turned.type = weight.shape, weight.type
+                ir.convenience.replace_all_uses_with(weight, turned)
+                del graph.initializers[str(weight.name)]
+                changed += 1
+    return changed
 
 
 def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> None:

@@ -23,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
 from distill.export.calibrate import Range
-from distill.export.lookups import quantize_tables, widened
+from distill.export.lookups import quantize_tables, share_tied, widened
 from distill.export.passes.match import (
     Product,
     constant,
@@ -189,6 +189,7 @@ def quantize_model(
         _quantize_products(group, weights, (ranges or {}).get(name), fused=target != "portable", whole=target in WHOLE)
     if tables:
         done.tables += quantize_tables(model)
+        share_tied(model)
     RemoveUnusedNodesPass()(model)
     if target != "portable":
         model.graph.opset_imports[FUSED] = 1

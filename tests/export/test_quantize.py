@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForQuestionAnswering
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForQuestionAnswering,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from distill.errors import ExportError
 from distill.export.graph import export_graph, write
@@ -144,6 +151,25 @@ def test_a_product_can_be_kept_exact(exported: Callable[[str], Path], tmp_path: 
     assert name in made.kept
     assert name not in made.products
     assert values(made.path)[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("target, times", [("arm64", 1), ("x86-vnni", 1), ("x86-avx2", 2)])
+def test_a_tied_table_is_stored_once(target: Any, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2 looks its tokens up in what it multiplies with; weights to 63 are other numbers than a table's to 127."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_positions=32, n_embd=32, n_layer=1, n_head=2)).eval()
+    spec = TASKS["causal-lm"].exported(model, ["input_ids", "attention_mask"])
+    source = export_graph(model, spec, tmp_path / "gpt.onnx", passes=passes_for(target)).path
+    made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
+    large = [numbers for numbers in values(made.path).values() if numbers.size == 2000 * 32]
+    assert [numbers.dtype for numbers in large] == [np.int8] * times
+    assert sum(part.bytes for part in made.components) == sum(value.nbytes for value in values(made.path).values())
+    monkeypatch.setattr("distill.export.quantize.share_tied", lambda model: 0)
+    twice = quantize_dynamic_int8(source, tmp_path / "twice.onnx", target=target)
+    assert round((twice.bytes - made.bytes) / (2000 * 32), 1) == 2 - times
+    ids = np.random.default_rng(0).integers(0, 2000, (2, 9))
+    one, two = (OnnxModel(path).read(ids, None)[0] for path in (made.path, twice.path))
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("target", ["arm64", "x86-avx2"])
