@@ -76,6 +76,7 @@ def build(family: str, folder: Path) -> tuple[dict[str, Path], Any]:
     import transformers
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from distill.candidates import machine_target
     from distill.export.graph import drop_unread_inputs, write
     from distill.export.passes import DEFAULT, FUSED, apply_passes
     from distill.export.quantize import quantize_int8
@@ -94,7 +95,7 @@ def build(family: str, folder: Path) -> tuple[dict[str, Path], Any]:
     eight = {f"{name} int8": folder / f"{family}-{name}8.onnx" for name in files}
     quantize_dynamic(files["untouched"], eight["untouched int8"], per_channel=True, weight_type=QuantType.QInt8)
     quantize_int8(files["phones"], eight["phones int8"], target="wasm")
-    quantize_int8(files["x86"], eight["x86 int8"], target="x86-vnni")
+    quantize_int8(files["x86"], eight["x86 int8"], target=machine_target())
     pixels = {"pixel_values": np.random.default_rng(0).standard_normal((1, 3, 176, 176)).astype(np.float32)}
     return files | eight, (lambda length: pixels) if kind.startswith("Image") else text
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill import Recipe, compress
+from distill.candidates import machine_target
 from distill.demo import packaged_model
 from distill.display import Display
 from distill.files import write_json
@@ -40,7 +41,7 @@ def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
             "student": MOBILE if options.mobile else {"card": "layers-4"},
             "data": {"train": str(data / "train.csv"), "test": str(data / "dev.csv"), "max_length": 64},
             "training": (MOBILE_TRAINING if options.mobile else TRAINING) | {"baseline": options.baseline},
-            "export": {"target": "x86-vnni"},
+            "export": {"target": machine_target()},
             "bench": {"lengths": [32], "runs": 50},
         }
     )

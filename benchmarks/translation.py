@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from distill import Recipe, compress
+from distill.candidates import machine_target
 from distill.display import Display
 from distill.files import write_json
 from distill.machine import describe_machine
@@ -100,7 +101,7 @@ def main() -> None:
             student={"layers": 2, "decoder_layers": 1},
             training={**steps, "baseline": options.baseline and targets == "gold"},
             **({"objective": {"targets": targets}} if targets != "gold" else {}),
-            export={"target": "x86-vnni", "max_drop": 2},
+            export={"target": machine_target(), "max_drop": 2},
             bench={"lengths": [16], "runs": 50},
         )
         with Display(Console(stderr=True)) as display:
