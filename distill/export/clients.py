@@ -277,7 +277,7 @@ CLIENTS = (
         "`huggingface/swift-transformers`.",
         swift,
     ),
-    Client("C++", "cpp", "ONNX Runtime's C++ API, version 1.20 or newer.", cpp),
+    Client("C++", "cpp", "ONNX Runtime's C++ API, version 1.23 or newer.", cpp),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.errors import BundleError
+from distill.export.passes.fused_attention import OPSET
 from distill.export.quantize import LARGEST, Target, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
 from distill.export.sessions import PRECISE, WIDE, session_options
@@ -86,3 +88,11 @@ def test_a_text_model_sums_as_its_bundle_does(fp32: Path, tmp_path: Path) -> Non
     x = np.random.default_rng(1).random((3, K), np.float32)
     session: onnxruntime.InferenceSession = TextModel(made.path).session
     np.testing.assert_allclose(session.run(None, {"x": x})[0], in_integers(x, made.path), atol=1e-4)
+
+
+def test_the_oldest_runtime_allowed_knows_what_files_are_made_of() -> None:
+    """ONNX Runtime 1.23 is the first that takes opset 23 with Attention; an older one refuses every file for x86."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (least,) = [line.split(">=")[1] for line in project["dependencies"] if line.startswith("onnxruntime>=")]
+    assert OPSET == 23
+    assert tuple(map(int, least.split("."))) >= (1, 23)
