@@ -97,6 +97,7 @@ def fastest(
     learn: Learn | None = None,
     progress: Progress = SILENT,
     relative: bool = False,
+    repair: bool = True,
 ) -> Choice:
     """Writes the int8 file that answers fastest on this machine, of those that lose no more than `max_drop` points.
 
@@ -112,6 +113,7 @@ def fastest(
         learn: See `quantize_within`; for the first graph.
         progress: Told about every candidate.
         relative: See `quantize_within`.
+        repair: See `quantize_within`; without it nothing is calibrated either.
 
     Raises:
         ExportError: No candidate is good enough, and the ladder repairs none.
@@ -119,13 +121,13 @@ def fastest(
     path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"target": target, "metadata": metadata}
-    reference = measure(next(iter(sources.values())))
+    reference, forms = measure(next(iter(sources.values()))), FORMS if repair else FORMS[:1]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".candidates-") as folder:
         made: list[tuple[Tried, QuantizedGraph]] = []
-        with progress.stage("Making candidates", total=len(sources) * len(FORMS), unit="files") as stage:
+        with progress.stage("Making candidates", total=len(sources) * len(forms), unit="files") as stage:
             for graph, source in sources.items():
                 seen = observe(source, batches)
-                for form in FORMS:
+                for form in forms:
                     file = _make(source, Path(folder) / f"{len(made)}.onnx", form, seen, settings)
                     metric = measure(file.path)
                     drop = lost(reference, metric, relative)
@@ -139,7 +141,7 @@ def fastest(
     if best is None:
         graph, source = next(iter(sources.items()))
         gate: dict[str, Any] = {"measure": measure, "max_drop": max_drop, "batches": batches}
-        gate |= {"learn": learn, "progress": progress, "relative": relative}
+        gate |= {"learn": learn, "progress": progress, "relative": relative, "repair": repair}
         return Choice(graph, quantize_within(source, path, **gate, **settings), tried)
     rung = Rung(best[0].form, (), best[0].metric, best[0].drop, best[0].bytes)
     return Choice(best[0].graph, LadderResult(replace(best[1], path=path), reference, (rung,), ()), tried)

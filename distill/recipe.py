@@ -255,6 +255,10 @@ class ExportRecipe(_Section):
         description="`int8` multiplies in int8; `blocks-8` and `blocks-4` keep a scale for every 32 weights, of 8 or 4 "
         "bits: more exact or smaller, and slower here; `fp16` and `fp32` ship a file that computes in fp32.",
     )
+    repair: bool = Field(
+        True,
+        description="Whether an int8 file that loses too much is made with more care; `false`: the plain one or none.",
+    )
     int8_steps: int = Field(
         300,
         ge=0,

@@ -89,3 +89,17 @@ def test_where_none_is_good_enough_the_ladder_goes_on(sources: dict[str, Path], 
     choice = choose(sources, tmp_path / "int8.onnx", half_in_fp32, batches)
     assert not any(each.chosen for each in choice.tried)
     assert choice.result.rungs[-1].kept
+
+
+def test_without_repair_no_form_is_calibrated(sources: dict[str, Path], batches: Any, tmp_path: Path) -> None:
+    choice = choose(sources, tmp_path / "int8.onnx", lambda path: 1.0, batches, repair=False)
+    assert [each.form for each in choice.tried] == ["dynamic"] * 2
+    with pytest.raises(ExportError, match=r"plain int8 loses 10\.00 points, .* repairs are switched off"):
+        choose(
+            sources,
+            tmp_path / "none.onnx",
+            lambda path: 1.0 if path in sources.values() else 0.9,
+            batches,
+            repair=False,
+        )
+    assert not (tmp_path / "none.onnx").exists()

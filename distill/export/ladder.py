@@ -146,6 +146,7 @@ def quantize_within(
     learn: Learn | None = None,
     progress: Progress = SILENT,
     relative: bool = False,
+    repair: bool = True,
 ) -> LadderResult:
     """Writes the smallest int8 file found that loses no more than `max_drop` points.
 
@@ -160,9 +161,10 @@ def quantize_within(
         learn: Trains the model on with int8's rounding in the loop, the last resort; None where nobody can.
         progress: Told about the search, where there has to be one.
         relative: Points are hundredths of what the fp32 file reaches, where that may be far below 1.
+        repair: Whether to climb at all; else it is the plain dynamic file or none.
 
     Raises:
-        ExportError: No rung loses little enough; names the products that hurt most.
+        ExportError: No rung loses little enough; names the products that hurt most, where they were looked for.
     """
     path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +172,7 @@ def quantize_within(
         climb = _Climb(
             Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, learn, progress, relative
         )
-        made = climb.run()
+        made = climb.run() if repair else climb.plain()
         if made is None:
             raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path)
         os.replace(made.path, path)
@@ -205,7 +207,7 @@ class _Climb:
 
     def run(self) -> QuantizedGraph | None:
         """The first file that is good enough."""
-        if (made := self._attempt(Form())) is not None:
+        if (made := self.plain()) is not None:
             return made
         repaired = self._most_exact([Form(True), Form(True, True), Form(False, True)])
         if (made := self._attempt(repaired)) is not None:
@@ -222,6 +224,10 @@ class _Climb:
             if made := self._attempt(self._most_exact([replace(repaired, ranges=by, kept=kept) for by in METHODS])):
                 return made
         return self._trained(worst) if self._learn is not None else None
+
+    def plain(self) -> QuantizedGraph | None:
+        """The first rung alone."""
+        return self._attempt(Form())
 
     def _trained(self, worst: tuple[str, ...]) -> QuantizedGraph | None:
         """What weights give that were trained to be rounded."""
@@ -318,6 +324,12 @@ def rank_products(
 def _nothing_good_enough(
     rungs: Sequence[Rung], ranking: Sequence[Sensitivity], max_drop: float, path: Path
 ) -> ExportError:
+    if len(rungs) == 1:
+        return ExportError(
+            f"plain int8 loses {rungs[0].drop:.2f} points, more than max_drop = {max_drop:g}; repairs are switched off",
+            where=str(path),
+            fix="Set export.repair = true, or allow more with export.max_drop. No file was written.",
+        )
     best = min(rungs, key=lambda rung: rung.drop)
     culprits = ", ".join(f"{each.name} ({each.error:.2g})" for each in ranking[:3])
     return ExportError(

@@ -131,6 +131,7 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
         "batches": spread(task, sample, padding, rows=256),
         "target": target_of(run),
         "metadata": _metadata(run, checkpoint),
+        "repair": export.repair,
         "learn": learner(run) if export.int8_steps and processes.alone() else None,
         "progress": run.progress,
     }

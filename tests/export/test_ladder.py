@@ -109,6 +109,16 @@ def test_an_outlier_channel_is_moved_into_the_weights(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "planted.onnx"]
 
 
+def test_without_repair_it_is_plain_int8_or_nothing(planted: Path, agreement: Measured, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"measure": agreement, "batches": [], "repair": False}
+    lost = r"plain int8 loses \d+\.\d\d points, more than max_drop = 0\.5; repairs .*export\.repair = true.*No file"
+    with pytest.raises(ExportError, match=lost):
+        quantize_within(planted, tmp_path / "int8.onnx", max_drop=0.5, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["planted.onnx"]
+    result = quantize_within(planted, tmp_path / "int8.onnx", max_drop=100, **settings)
+    assert [rung.form for rung in result.rungs] == ["dynamic"]
+
+
 def test_the_culprit_is_found_and_kept(
     shifted: Path, batches: Sequence[Any], agreement: Measured, tmp_path: Path
 ) -> None:
