@@ -6,7 +6,8 @@ The rungs, each tried only where the one before lost too much:
 
 1. plain dynamic int8;
 2. outliers of activations moved into weights, biases corrected, whichever helps the logits most;
-3. every product tried alone in int8 and ranked, the worst 1, 2, 4, ... kept in fp32;
+3. every product tried alone in int8 and ranked, the worst 1, 2, 4, ... kept in fp32, stored in fp16 where that is good
+   enough too;
 4. ranges seen beforehand instead of found at each call (least and largest number, percentile, entropy), which cut
    outliers off, alone and with the worst quarter kept in fp32;
 5. where the caller can train: weights that were trained on with int8's rounding in the loop, alone and with the worst
@@ -59,6 +60,7 @@ class Form:
         wide: Whether that holds for the widest activations alone.
         kept: Names of the weights whose products stay in fp32 besides those that always do.
         learned: Whether weights were trained on with int8's rounding in the loop.
+        half: Whether the weights of `kept` are stored in fp16, and widened on loading.
     """
 
     smoothed: bool = False
@@ -67,13 +69,14 @@ class Form:
     wide: bool = False
     kept: tuple[str, ...] = ()
     learned: bool = False
+    half: bool = False
 
     def __str__(self) -> str:
         inside = " in feed-forward blocks" if self.wide else ""
         words = ["dynamic" if self.ranges is None else f"static ({self.ranges}){inside}"]
         words += ["trained in int8"] * self.learned
         words += ["smoothed"] * self.smoothed + ["biases corrected"] * self.corrected
-        words += [f"{len(self.kept)} in fp32"] if self.kept else []
+        words += [f"{len(self.kept)} in {'fp16' if self.half else 'fp32'}"] if self.kept else []
         return ", ".join(words)
 
 
@@ -83,7 +86,8 @@ class Rung:
 
     Attributes:
         form: How it was made, in words.
-        kept: Names of the weights whose products were left in fp32 besides those that always are.
+        kept: Names of the weights whose products were left in fp32 besides those that always are, whatever their
+            weights are stored in.
         metric: What the file reached, in [0, 1].
         drop: Points below the fp32 file: see `lost`.
         bytes: Size of the file.
@@ -197,7 +201,7 @@ class _Climb:
     ) -> None:
         self._relative = relative
         self._source, self._trial, self._smoothed = source, folder / "trial.onnx", folder / "smoothed.onnx"
-        self._learned, self._learn = folder / "learned.onnx", learn
+        self._learned, self._learn, self._half = folder / "learned.onnx", learn, folder / "half.onnx"
         self._measure, self._max_drop, self._batches = measure, max_drop, batches
         self._target, self._metadata, self._progress = target, metadata, progress
         self._seen: dict[bool, Observed] = {}
@@ -239,28 +243,40 @@ class _Climb:
         return None
 
     def _attempt(self, form: Form) -> QuantizedGraph | None:
-        """Makes and measures a file; the file where it is good enough."""
-        made = self._make(form)
+        """Makes and measures a file; the file where it is good enough, with what it keeps in fp16 where that is too."""
+        made, rung = self._tried(form, self._trial)
+        self.rungs.append(rung)
+        if not rung.drop <= self._max_drop:  # also where it is not a number
+            return None
+        if not form.kept:
+            return made
+        smaller, rung = self._tried(replace(form, half=True), self._half)
+        good = rung.drop <= self._max_drop
+        self.rungs.insert(len(self.rungs) - (not good), rung)  # the last one is the file that is kept
+        return smaller if good else made
+
+    def _tried(self, form: Form, path: Path) -> tuple[QuantizedGraph, Rung]:
+        made = self._make(form, path)
         metric = self._measure(made.path)
         drop = lost(self.reference, metric, self._relative)
-        self.rungs.append(Rung(str(form), form.kept, metric, drop, made.bytes))
-        return made if drop <= self._max_drop else None
+        return made, Rung(str(form), form.kept, metric, drop, made.bytes)
 
     def _most_exact(self, forms: Sequence[Form]) -> Form:
         """The form whose logits are nearest to those of fp32."""
         distance = Distance(self._source, self._batches)
-        return min(forms, key=lambda form: distance(self._make(form).path))
+        return min(forms, key=lambda form: distance(self._make(form, self._trial).path))
 
-    def _make(self, form: Form) -> QuantizedGraph:
+    def _make(self, form: Form, path: Path) -> QuantizedGraph:
         seen = self._observed(form.smoothed) if form.corrected or form.ranges else None
         return quantize_int8(
             self._origin(form),
-            self._trial,
+            path,
             target=self._target,
             metadata=self._metadata,
             keep=form.kept,
             ranges=seen.ranges(form.ranges) if seen is not None and form.ranges else None,
             means=seen.means if seen is not None and form.corrected else None,
+            half=form.half,
         )
 
     def _origin(self, form: Form) -> Path:

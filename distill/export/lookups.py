@@ -8,6 +8,7 @@ import onnx_ir as ir
 from distill.export.passes.match import array, attribute, constant, node_after, node_before, numbers_of, take_over
 
 FEW_ROWS = 64  # tables this short, such as token types, stay as they are
+LARGEST_HALF = float(np.finfo(np.float16).max)
 FEW_COLUMNS = 8  # so do tables so narrow that the scale of a row is as large as the row
 
 
@@ -102,3 +103,18 @@ def widened(anchor: ir.Node, numbers: ir.Value, scales: ir.Value, like: ir.Value
     """Float(numbers) * scales, before `anchor`: ONNX Runtime computes what follows from constants on loading."""
     wide = node_before(anchor, "Cast", [numbers], to=int(ir.DataType.FLOAT))
     return node_after(wide, "Mul", [wide.outputs[0], scales], like).outputs[0]
+
+
+def store_half(graph: ir.Graph, value: ir.Value) -> bool:
+    """Stores a constant in fp16, widened once, on loading; False where one of its numbers is too large for that."""
+    numbers = numbers_of(value)
+    if np.abs(numbers).max() > LARGEST_HALF:
+        return False
+    uses, name = value.uses(), str(value.name)
+    half = constant(graph, numbers.astype(np.float16), f"{name}.fp16")
+    wide = node_before(graph.node(0), "Cast", [half], to=int(ir.DataType.FLOAT)).outputs[0]
+    wide.shape, wide.type = value.shape, value.type
+    for use in uses:
+        use.node.replace_input_with(use.idx, wide)
+    del graph.initializers[name]
+    return True

@@ -21,13 +21,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
 from distill.export.ladder import LadderResult, Measure, Rung, lost
-from distill.export.lookups import quantize_tables
+from distill.export.lookups import quantize_tables, store_half
 from distill.export.passes.match import (
     Product,
     array,
     constant,
     node_after,
-    node_before,
     numbers_of,
     products,
     take_over,
@@ -38,7 +37,6 @@ from distill.export.sizes import Component, components
 
 BLOCK = 32
 EXACT = 4  # MatMulNBits' accuracy level at which activations are quantised to int8, which is fastest on CPUs
-LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,8 @@ def halve_weights(
         numbers, name = array(value), str(value.name)
         if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2 or not value.uses():
             continue
-        if np.abs(numbers).max() > LARGEST_HALF:
+        if not store_half(model.graph, value):
             raise ExportError(f"{name} holds {np.abs(numbers).max():.3g}", where=str(fp32_path), fix="Export in fp32.")
-        uses = value.uses()
-        half = constant(model.graph, numbers.astype(np.float16), f"{name}.fp16")
-        wide = node_before(model.graph.node(0), "Cast", [half], to=int(ir.DataType.FLOAT)).outputs[0]
-        wide.shape, wide.type = value.shape, value.type
-        for use in uses:
-            use.node.replace_input_with(use.idx, wide)
-        del model.graph.initializers[name]
         names.append(name)
     return _written(model, Path(path), names, {"distill.weights": "fp16", **(metadata or {})})
 

@@ -23,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
 from distill.export.calibrate import Range
-from distill.export.lookups import quantize_tables, share_tied, widened
+from distill.export.lookups import quantize_tables, share_tied, store_half, widened
 from distill.export.passes.match import (
     Product,
     constant,
@@ -105,6 +105,7 @@ def quantize_int8(
     tables: bool = True,
     ranges: Mapping[str, Range] | None = None,
     means: Mapping[str, np.ndarray] | None = None,
+    half: bool = False,
 ) -> QuantizedGraph:
     """Writes the int8 form of an exported fp32 graph. The fp32 file stays as it is.
 
@@ -120,13 +121,15 @@ def quantize_int8(
             quantised as they come.
         means: By name of a value that products read, the means (K,) of its channels; biases then take back what
             rounding the weights does on average (Nagel et al. 2019, section 4.2).
+        half: Whether the weights named in `keep` are stored in fp16; ONNX Runtime widens them once, on loading, and
+            multiplies in fp32. One too large for fp16 stays in fp32.
 
     Raises:
         ExportError: A name in `keep` is no product of this graph, or nothing in the file can be quantised.
     """
     source, path = Path(fp32_path), Path(int8_path)
     model = ir.load(source)
-    done = quantize_model(model, target=target, keep=keep, tables=tables, ranges=ranges, means=means)
+    done = quantize_model(model, target=target, keep=keep, tables=tables, ranges=ranges, means=means, half=half)
     if not done.products and not done.tables:
         raise ExportError("nothing in it can be quantised", where=str(source), fix="Give the exported fp32 graph.")
     if unknown := sorted(set(keep) - set(done.kept)):
@@ -164,6 +167,7 @@ def quantize_model(
     tables: bool = True,
     ranges: Mapping[str, Range] | None = None,
     means: Mapping[str, np.ndarray] | None = None,
+    half: bool = False,
 ) -> Quantized:
     """Quantises products and tables in place; see `quantize_int8`."""
     done, graph = Quantized(), model.graph
@@ -179,6 +183,9 @@ def quantize_model(
         else:
             done.products.append(name)
             by_input[found.x].append(found)
+    if half:
+        for weight in dict.fromkeys(found.weight for found in products(graph) if str(found.weight.name) in keep):
+            store_half(graph, weight)
     weights = Weights(graph, LARGEST[target])
     for found in on_load:
         found.matmul.replace_input_with(1, widened(found.matmul, *weights.of(found.weight), found.weight))

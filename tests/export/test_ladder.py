@@ -125,12 +125,30 @@ def test_the_culprit_is_found_and_kept(
     result = quantize_within(shifted, tmp_path / "int8.onnx", measure=agreement, max_drop=0.5, batches=batches)
     assert result.rungs[0].drop > 5
     assert result.rungs[-1].drop <= 0.5
-    assert result.rungs[-1].form.endswith("1 in fp32")
+    assert [rung.form.rsplit(", ", 1)[-1] for rung in result.rungs[-2:]] == ["1 in fp32", "1 in fp16"]
+    assert result.rungs[-2].bytes - result.rungs[-1].bytes == pytest.approx(64 * 32 * 2, abs=300)  # half of the weight
+    stored = {value.name: value.data_type for value in onnx.load(result.graph.path).graph.initializer}
+    assert stored[f"{OUTLIER}.fp16"] == onnx.TensorProto.FLOAT16
+    assert OUTLIER not in stored
+    assert result.graph.bytes == result.graph.path.stat().st_size == result.rungs[-1].bytes
     assert result.sensitivity[0].name == OUTLIER
     assert result.sensitivity[0].error > 5 * result.sensitivity[1].error
     assert OUTLIER in result.graph.kept
     assert 100 * (1 - agreement(result.graph.path)) == pytest.approx(result.rungs[-1].drop)
     assert result.as_dict()["rungs"][0]["kept"] == ()
+
+
+def test_what_fp16_would_lose_stays_in_fp32(
+    shifted: Path, batches: Sequence[Any], agreement: Measured, tmp_path: Path
+) -> None:
+    def without_half(path: Path) -> float:
+        kinds = {value.data_type for value in onnx.load(path).graph.initializer}
+        return 0.5 if onnx.TensorProto.FLOAT16 in kinds else agreement(path)
+
+    result = quantize_within(shifted, tmp_path / "int8.onnx", measure=without_half, max_drop=0.5, batches=batches)
+    assert [rung.form.rsplit(", ", 1)[-1] for rung in result.rungs[-2:]] == ["1 in fp16", "1 in fp32"]
+    assert [rung.drop <= 0.5 for rung in result.rungs[-2:]] == [False, True]
+    assert without_half(result.graph.path) == agreement(result.graph.path)
 
 
 def test_ranges_seen_beforehand_come_last(
