@@ -63,10 +63,58 @@ class LengthBucketSampler(Sampler[list[int]]):
             yield rest.tolist()
 
 
+class TokenBudgetSampler(Sampler[list[int]]):
+    """A batch sampler that fills batches of like length up to a number of tokens, padding included.
+
+    Rows stand in the order of their lengths, those of equal length shuffled in every epoch, and are cut where one more
+    row would not fit; the batches are shuffled. Where the cuts are depends on the lengths alone, so every epoch has as
+    many batches, and the order is a pure function of (seed, epoch) as `LengthBucketSampler`'s is.
+
+    Args:
+        lengths: Tokens of each row.
+        tokens: Rows times longest row of a batch at most; a row that is longer than that stands alone.
+        seed: With the epoch, the whole state.
+    """
+
+    def __init__(self, lengths: Sequence[int] | npt.NDArray[np.integer], tokens: int, *, seed: int) -> None:
+        if tokens < 1:
+            raise ValueError(f"tokens must be at least 1; got {tokens}")
+        self.lengths, self.seed, self.epoch = np.asarray(lengths, np.int64), seed, 0
+        ordered = np.sort(self.lengths).tolist()
+        self._starts = [0] if ordered else []
+        for row, length in enumerate(ordered):
+            if row > self._starts[-1] and (row + 1 - self._starts[-1]) * length > tokens:
+                self._starts.append(row)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = np.lexsort((random.permutation(len(self.lengths)), self.lengths))
+        batches = np.split(order, self._starts[1:])
+        for index in random.permutation(len(self)):
+            yield batches[index].tolist()
+
+
+Batches = LengthBucketSampler | TokenBudgetSampler
+
+
+def sample_batches(
+    lengths: Sequence[int] | npt.NDArray[np.integer], rows: int, tokens: int, *, seed: int = 0
+) -> Batches:
+    """Batches of so many rows or, where `tokens` is not 0, of so many tokens."""
+    return TokenBudgetSampler(lengths, tokens, seed=seed) if tokens else LengthBucketSampler(lengths, rows, seed=seed)
+
+
 class ProcessBatches(Sampler[list[int]]):
     """One process's part of every batch: each row goes to one process, none is repeated.
 
-    The last batch may be too short for all: who gets nothing of it is given an empty list.
+    A batch may be too short for all: who gets nothing of it is given an empty list.
 
     Args:
         whole: Batches for all processes together.
@@ -74,7 +122,7 @@ class ProcessBatches(Sampler[list[int]]):
         count: How many there are.
     """
 
-    def __init__(self, whole: LengthBucketSampler, number: int, count: int) -> None:
+    def __init__(self, whole: Batches, number: int, count: int) -> None:
         self.whole, self.number, self.count = whole, number, count
 
     def set_epoch(self, epoch: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from distill.data.splits import LengthBucketSampler
+from distill.data.sampling import LengthBucketSampler, ProcessBatches, TokenBudgetSampler
 
 LENGTHS = np.random.default_rng(0).gamma(3, 8, 1003).astype(int) + 2
 
@@ -89,3 +89,42 @@ def test_processes_share_an_epoch(processes):
 def test_refuses_an_empty_batch():
     with pytest.raises(ValueError, match="batch_size and window must be at least 1; got 0 and 50"):
         LengthBucketSampler([1, 2], 0, seed=0)
+
+
+@given(lengths=st.lists(st.integers(1, 200), max_size=300), tokens=st.integers(1, 900), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_budgeted_batches_hold_every_row_once_and_no_more_than_the_budget(lengths, tokens, seed):
+    sampler = TokenBudgetSampler(lengths, tokens, seed=seed)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)  # in every epoch, or the schedule would end too early or too late
+        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+        for batch in batches:
+            longest = max(lengths[row] for row in batch)
+            assert len(batch) * longest <= tokens or len(batch) == 1
+
+
+def test_budgeted_batches_are_full_and_their_order_is_that_of_seed_and_epoch():
+    sampler = TokenBudgetSampler(LENGTHS, 512, seed=3)
+    first = list(sampler)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert list(sampler) == first
+    padded = [len(batch) * LENGTHS[batch].max() for batch in first]
+    assert np.median(padded) > 480
+    assert LENGTHS.sum() / sum(padded) > 0.97
+    sampler.set_epoch(1)
+    assert {frozenset(batch) for batch in sampler} != {frozenset(batch) for batch in first}
+    assert list(TokenBudgetSampler(LENGTHS, 512, seed=4)) != first
+
+
+def test_budgeted_batches_are_skipped_and_shared_as_others_are():
+    sampler = TokenBudgetSampler(LENGTHS, 512, seed=3)
+    loader = DataLoader(list(range(len(LENGTHS))), batch_sampler=sampler, collate_fn=list)
+    assert list(skip_first_batches(loader, 5)) == list(sampler)[5:]
+    shares = [list(ProcessBatches(sampler, number, 2)) for number in range(2)]
+    for one, other, whole in zip(*shares, sampler, strict=True):
+        assert sorted(one + other) == sorted(whole)
+    with pytest.raises(ValueError, match="tokens must be at least 1; got 0"):
+        TokenBudgetSampler([3], 0, seed=0)
