@@ -24,7 +24,7 @@ from distill.student.build import TABLE_COLUMNS
 from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training.fake_int8 import compute_in_floats, compute_in_int8
-from distill.training.fit import fit
+from distill.training.fit import fit, steps_an_epoch
 from distill.training.lighter import check_copies, threads
 from distill.training.on_policy import OnPolicy
 from distill.training.step_clock import StepClock, speed_lines
@@ -80,8 +80,8 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     labels = run.recipe.data.labels or run.splits.labels
     start = load_checkpoint(run.start, run.task, labels=labels)
     check_length(start, run.recipe.data.max_length)
-    wanted = run.recipe.teacher.finetune.model_dump()
-    settings = run.recipe.training.model_copy(update={**wanted, "gradient_accumulation": 1, **UNFROZEN})
+    wanted = {**run.recipe.teacher.finetune.model_dump(), "gradient_accumulation": 1, "batch_tokens": 0, **UNFROZEN}
+    settings = run.recipe.training.model_copy(update=wanted)
     encoded = run.encode(start, run.splits.train)
     done = _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
     curve: list[dict[str, Any]] = done["curve"]
@@ -179,7 +179,7 @@ def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoin
     objective, _ = run.objective()
     encoded = run.transfer_set(checkpoint)
     usual, final = run.recipe.training, run.work / "student-for-int8"
-    steps = -(-len(encoded) // (usual.batch_size * usual.gradient_accumulation))
+    steps = steps_an_epoch(usual, encoded)
     settings = usual.model_copy(
         update={
             "epochs": run.recipe.export.int8_steps / steps,

@@ -204,6 +204,11 @@ class TrainingRecipe(_Section):
 
     epochs: Positive = Field(5.0, description="Passes over the transfer set.")
     batch_size: int = Field(32, ge=1, description="Sentences a step and process.")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens a step and process, padding included, instead of `batch_size` sentences; 0: off.",
+    )
     gradient_accumulation: int = Field(1, ge=1, description="Batches summed before one optimiser step.")
     learning_rate: Positive = Field(1e-4, description="Peak learning rate of AdamW.")
     warmup: Fraction = Field(0.06, description="Share of the steps over which the rate rises to its peak.")

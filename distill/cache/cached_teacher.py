@@ -61,6 +61,8 @@ class CachedTeacher:
         CacheError: The cache is incomplete or damaged, or lacks a tap.
     """
 
+    on_processor = True  # where it finds what it says: it is best asked before a batch goes to a card
+
     def __init__(self, folder: Path | str, taps: Iterable[str] | None = None, *, verify: bool = True) -> None:
         self.folder = Path(folder)
         index = read_index(self.folder)

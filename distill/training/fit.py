@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from distill import processes
+from distill.data.sampling import sample_batches
 from distill.devices import training_device
 from distill.objectives import Objective
 from distill.progress import SILENT, Progress
@@ -72,7 +73,8 @@ def fit(
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
-    args, steps = _arguments(settings, len(encoded), folder, seed)
+    steps = steps_an_epoch(settings, encoded)
+    args = _arguments(settings, steps, folder, seed)
     transformers.set_seed(seed)
     with (
         progress.stage(name, total=args.max_steps, unit="steps") as stage,
@@ -92,7 +94,19 @@ def fit(
         if processes.count() > 1:  # else DDP looks through the whole graph in every step, and says so
             args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock
+            student,
+            objective,
+            teacher,
+            encoded,
+            collate,
+            args,
+            evaluation,
+            callbacks,
+            on_policy,
+            vary,
+            by_rows,
+            clock,
+            batch_tokens=settings.batch_tokens,
         )
         if not processes.is_main():
             torch.manual_seed(seed + processes.number())  # each process drops out other units
@@ -102,10 +116,15 @@ def fit(
     return [_point(entry, task.metric) for entry in trainer.state.log_history if _is_point(entry, task.metric)]
 
 
-def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> tuple[TrainingArguments, int]:
-    """What the Trainer is told, and the optimiser's steps an epoch."""
-    batches = -(-rows // (settings.batch_size * processes.count()))
-    steps = -(-batches // settings.gradient_accumulation)
+def steps_an_epoch(settings: TrainingRecipe, encoded: Encoded) -> int:
+    """The optimiser's, with as many processes as there are now."""
+    count = processes.count()
+    batches = sample_batches(encoded.lengths, settings.batch_size * count, settings.batch_tokens * count)
+    return max(1, -(-len(batches) // settings.gradient_accumulation))
+
+
+def _arguments(settings: TrainingRecipe, steps: int, folder: Path, seed: int) -> TrainingArguments:
+    """What the Trainer is told."""
     total = max(1, round(steps * settings.epochs))
     device = training_device()
     on_gpu = device.type != "cpu"
@@ -129,11 +148,13 @@ def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> 
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it waits for the card in every step; such a loss is an error here
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},
         ddp_find_unused_parameters=False,
     )
     args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the taps: several cards are for torchrun
-    return args, max(1, steps)
+    return args
 
 
 def tensor_collate(task: Task, padding: Padding) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:

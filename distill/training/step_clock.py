@@ -30,6 +30,7 @@ class StepClock(TrainerCallback):
     def __init__(self, *, wait: bool = False) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.rows = self.tokens = self.pairs = self.padded = self.steps = 0
+        self._on_card: Tensor | None = None
         self._wait = wait and torch.cuda.is_available()
         self._now, self._since = "rest", time.perf_counter()
 
@@ -52,12 +53,18 @@ class StepClock(TrainerCallback):
             self._turn(before)
 
     def count(self, mask: Tensor) -> None:
-        """One batch, by its attention mask (B, L)."""
+        """One batch, by its attention mask (B, L); on a card nothing waits for the sums."""
         lengths = mask.sum(1)
         self.rows += len(mask)
-        self.tokens += int(lengths.sum())
-        self.pairs += int((lengths * lengths).sum())
         self.padded += mask.numel()
+        sums = torch.stack([lengths.sum(), (lengths * lengths).sum()])
+        self._on_card = sums if self._on_card is None else self._on_card + sums
+        if mask.device.type == "cpu":
+            self._fetch()
+
+    def _fetch(self) -> None:
+        tokens, pairs = (0, 0) if self._on_card is None else self._on_card.tolist()
+        self.tokens, self.pairs, self._on_card = self.tokens + tokens, self.pairs + pairs, None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins anew: what was before is no training."""
@@ -104,6 +111,7 @@ class StepClock(TrainerCallback):
             `padding`, the share of positions that held no token; `peak_bytes`; `seconds` by part.
         """
         took = sum(took for part, took in self.seconds.items() if part != "measuring")
+        self._fetch()
         if not self.rows or not took:
             return {}
         flops = 3 * count_products(model).forward(self.rows, self.tokens, self.pairs)

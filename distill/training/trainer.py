@@ -20,17 +20,20 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from distill import processes
-from distill.data.sampling import LengthBucketSampler, ProcessBatches
-from distill.errors import TrainingError
+from distill.data.sampling import ProcessBatches, sample_batches
 from distill.features import Features, TappedModel
 from distill.files import sync, write_json
 from distill.objectives import Objective
 from distill.tasks import Encoded
 from distill.teacher import Teacher
+from distill.training.failure import Failure
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import RowAdamW, total_norm
 from distill.training.rhythm import COMPLETE
 from distill.training.step_clock import StepClock
+
+SAID = "teacher/"
+"""Begins the names of what the teacher said, where it comes with the batch."""
 
 IDLE = "idle"
 """Marks a batch that stands in where a process has no row left of the last batch: it counts nothing."""
@@ -118,6 +121,7 @@ class DistillationTrainer(transformers.Trainer):
         vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
+        batch_tokens: Tokens of a batch of one process, padding included; 0 takes rows as the arguments say.
     """
 
     control: TrainerControl
@@ -136,8 +140,9 @@ class DistillationTrainer(transformers.Trainer):
         vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
         by_rows: nn.Embedding | None = None,
         clock: StepClock | None = None,
+        batch_tokens: int = 0,
     ) -> None:
-        self.clock = clock or StepClock()
+        self.clock, self._batch_tokens = clock or StepClock(), batch_tokens
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
@@ -155,6 +160,9 @@ class DistillationTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
+        on_card = self.args.device.type != "cpu"
+        self._reads_ahead = on_card and getattr(self.teacher, "on_processor", False)
+        self._failure = Failure(late=on_card)
         self._table = by_rows
 
     @property
@@ -165,9 +173,8 @@ class DistillationTrainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of like length; their order is a pure function of (seed, epoch)."""
         number, count = self.accelerator.process_index, self.accelerator.num_processes
-        whole = LengthBucketSampler(
-            self.train_dataset.lengths, self.args.per_device_train_batch_size * count, seed=self.args.seed
-        )
+        rows, tokens = self.args.per_device_train_batch_size * count, self._batch_tokens * count
+        whole = sample_batches(self.train_dataset.lengths, rows, tokens, seed=self.args.seed)
         self._order = whole
         loader: DataLoader = DataLoader(
             self.train_dataset,
@@ -179,15 +186,20 @@ class DistillationTrainer(transformers.Trainer):
         if count == 1:
             return self.accelerator.prepare(loader)
         # Not `accelerator.prepare`: it would fill up the last batch with rows that were seen before.
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        ahead = self.args.device.type == "cuda"
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=ahead
+        )
 
     def _collate(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A process without a row of its own takes any, marked to count nothing: all must take part in the step."""
         if rows and self._vary is not None:
             rows = [self._vary(row, self._order.epoch) for row in rows]
-        if rows:
-            return self.data_collator(rows)
-        return {**self.data_collator([self.train_dataset[0]]), IDLE: torch.ones(1)}
+        batch = self.data_collator(rows or [self.train_dataset[0]])
+        if self._reads_ahead:
+            with self.clock.part("teacher"):
+                batch |= {SAID + tap: value for tap, value in self.teacher.features(batch).items()}
+        return batch if rows else {**batch, IDLE: torch.ones(1)}
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -238,13 +250,16 @@ class DistillationTrainer(transformers.Trainer):
         """Sum over terms of weight * sum / count of the window, times the processes, since DDP averages gradients.
 
         Raises:
-            TrainingError: The loss is not finite; the weights are still those of the step before.
+            TrainingError: The loss is not finite; the weights are still those of the step before. On a card this is
+                seen at the next line of the log, before anything is measured or saved.
         """
         progress = self.state.global_step / max(1, self.state.max_steps)
         objective = self.accelerator.unwrap_model(model).objective
         share = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
-        with self.clock.part("teacher"):
-            said = self.teacher.features(inputs)
+        said = {name.removeprefix(SAID): inputs.pop(name) for name in list(inputs) if name.startswith(SAID)}
+        if not self._reads_ahead:
+            with self.clock.part("teacher"):
+                said = self.teacher.features(inputs)
         terms = model(inputs, said, progress)
         weights = objective.weights(progress)
         window = num_items_in_batch if isinstance(num_items_in_batch, dict) else objective.counts(inputs)
@@ -252,13 +267,7 @@ class DistillationTrainer(transformers.Trainer):
             name: share * total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()
         }
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        if not torch.isfinite(loss):
-            found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
-            raise TrainingError(
-                f"the loss is not finite at step {self.state.global_step} ({found})",
-                where="training",
-                fix="Lower training.learning_rate, or set training.precision = 'fp32'.",
-            )
+        self._failure.look(loss, losses, self.state.global_step)
         if not self._term_sums:  # also after a resume, whose lines then speak of the steps since
             self._term_steps = self.state.global_step
         for name, value in losses.items():
@@ -296,6 +305,7 @@ class DistillationTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last line to what the loggers get."""
+        self._failure.check()
         if "loss" in logs and self._term_sums:
             steps = max(1, self.state.global_step - self._term_steps)
             sums = {name: self.accelerator.reduce(total, "sum") for name, total in self._term_sums.items()}
@@ -305,6 +315,7 @@ class DistillationTrainer(transformers.Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measures the student as it is now and logs it as `eval_*`."""
+        self._failure.check()
         if self.evaluation is None:
             return {}
         if self._rows is not None:
@@ -326,6 +337,7 @@ class DistillationTrainer(transformers.Trainer):
         super()._save(output_dir, weights)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._failure.check()
         super()._save_checkpoint(model, trial)
         processes.wait()  # every process has written its own random state
         if self.args.should_save:

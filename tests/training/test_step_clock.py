@@ -88,3 +88,15 @@ def test_products_are_those_that_torch_counts(family):
 
 def test_the_peak_is_that_of_a_product():
     assert peak_flops(torch.device("cpu"), bf16=False) > 1e8
+
+
+def test_tokens_on_a_card_are_summed_there():
+    """A sum that is read in every step makes the processor wait for the card."""
+    clock = StepClock()
+    clock.count(torch.ones(2, 5, dtype=torch.long, device="meta"))
+    clock.count(torch.ones(3, 5, dtype=torch.long, device="meta"))
+    assert (clock.rows, clock.padded, clock.tokens) == (5, 25, 0)
+    clock._on_card = torch.tensor([25, 125])  # what a card would have
+    clock.seconds |= {"student": 1.0}
+    assert clock.facts(bert(), bf16=False)["padding"] == 0.0
+    assert (clock.tokens, clock.pairs) == (25, 125)

@@ -1,10 +1,13 @@
 """The step divides once: gradients through the real Trainer do not depend on how rows are split into batches."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
+from distill.cache import build_cache
 from distill.errors import TrainingError
 from distill.features import describe
 from distill.files import write_json
@@ -13,6 +16,7 @@ from distill.recipe import TermRecipe
 from distill.tasks import TASKS, Padding
 from distill.tasks.encoded import pack
 from distill.teacher import LiveTeacher
+from distill.training.failure import Failure
 from distill.training.fit import DistillationModule, DistillationTrainer, tensor_collate
 from distill.training.rhythm import COMPLETE, latest_checkpoint
 
@@ -142,3 +146,56 @@ def test_logged_terms_add_up_to_the_loss_after_a_resume(tmp_path, rows):
     terms = {name: line[name] for name in line if name.startswith("loss/")}
     weights = dict(zip(sorted(terms), (0.5, 2.0, 1.0), strict=True))  # hard_labels, hidden_mse, soft_labels
     assert sum(weights[name] * value for name, value in terms.items()) == pytest.approx(line["loss"], rel=1e-4)
+
+
+def test_batches_by_tokens_are_resumed_exactly(tmp_path, rows):
+    """In the middle of an epoch: the weights are those of the undisturbed run, bit for bit."""
+    teacher = model(4, seed=1)
+
+    def run(name, steps, resume=None):
+        student = model(2, seed=2)
+        objective = build_objective(TERMS, describe(student), describe(teacher))
+        args = TrainingArguments(
+            output_dir=str(tmp_path / name), max_steps=steps, use_cpu=True, report_to=[], disable_tqdm=True,
+            remove_unused_columns=False, save_steps=5, learning_rate=1e-2, lr_scheduler_type="constant",
+        )  # fmt: skip
+        live = LiveTeacher(teacher, objective.teacher_taps)
+        collate = tensor_collate(TASK, Padding())
+        trainer = DistillationTrainer(student, objective, live, rows, collate, args, batch_tokens=40)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.epoch, student.state_dict()
+
+    epochs, whole = run("whole", 9)
+    assert epochs == pytest.approx(9 / 3)  # rows of 3, 4, 5, 8 | 11, 14 | 17, 20 tokens, whatever the batch size says
+    _, again = run("again", 9, str(tmp_path / "whole" / "checkpoint-5"))
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_a_cache_that_is_read_before_the_batch_moves_trains_the_same_weights(tmp_path, rows):
+    """As on a card: what the teacher said comes with the batch, and a bad loss is found before anything is saved."""
+    teacher = model(4, seed=1)
+    collate = tensor_collate(TASK, Padding())
+
+    def run(ahead, spoilt=False):
+        student = model(2, seed=2)
+        objective = build_objective(TERMS, describe(student), describe(teacher))
+        live = LiveTeacher(teacher, objective.teacher_taps)
+        cache = build_cache(live, rows, collate, tmp_path / "cache", key="k")
+        args = TrainingArguments(
+            output_dir=str(tmp_path / f"{ahead}"), max_steps=4, per_device_train_batch_size=4, use_cpu=True,
+            report_to=[], disable_tqdm=True, remove_unused_columns=False, save_steps=4, logging_steps=3,
+        )  # fmt: skip
+        trainer = DistillationTrainer(student, objective, cache, rows, collate, args)
+        trainer._reads_ahead, trainer._failure = ahead, Failure(late=ahead)
+        if spoilt:
+            with torch.no_grad():
+                student.classifier.bias[0] = float("inf")
+        trainer.train()
+        return student.state_dict()
+
+    plain, ahead = run(False), run(True)
+    assert all(torch.equal(ahead[name], value) for name, value in plain.items())
+    shutil.rmtree(tmp_path / "True")
+    with pytest.raises(TrainingError, match="the loss is not finite at step 0"):
+        run(True, spoilt=True)
+    assert not list((tmp_path / "True").glob("checkpoint-*"))
