@@ -147,7 +147,7 @@ def total_norm(parameters: Iterable[nn.Parameter], most: float = 0.0) -> Tensor:
         else:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients)
-    if most > 0:
+    if most > 0 and not norm + 1e-6 <= most:  # also where the norm is no number
         torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

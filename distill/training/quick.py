@@ -1,8 +1,8 @@
 """The same training step on a processor with less time in random numbers.
 
 Dropout on a CPU spends nine tenths of its time drawing one number for each value, and attention with dropout takes
-PyTorch's plain path, which also looks for rows without any token. Here four (fp32: two) values share one draw of 64
-bits from PyTorch's own generator, so that a resume finds the generator where it was, and attention is two products.
+PyTorch's plain path, which also looks for rows without any token. Here four values share one draw of 64 bits from
+PyTorch's own generator, so that a resume finds the generator where it was, and attention is two products.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from transformers.masking_utils import sdpa_mask
 NAME = "distill_quick"
 """What transformers calls our attention."""
 
-_LANES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+_KINDS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps a value by `and` with all ones: no multiplication, and the mask is no larger than the values."""
+    """Draws 16 bits a value. Of 16 bits itself it is kept by `and` with all ones; of 32 it is chosen."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
-        lane = _LANES[values.dtype]
-        bits = 8 * values.element_size() - 1  # the sign is left out
-        draws = torch.empty(-(-values.numel() * values.element_size() // 8), dtype=torch.int64, device=values.device)
-        lanes = draws.random_(-(2**63), None).view(lane)[: values.numel()].view(values.shape)
-        # Below the threshold the difference is positive and shifts to 0, from it on negative and shifts to all ones.
-        keep = torch.bitwise_right_shift(round(share * 2**bits) - 1 - lanes.bitwise_and_(2**bits - 1), bits)
+        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        lanes = draws.random_(-(2**63), None).view(torch.int16)[: values.numel()].view(values.shape)
+        if values.element_size() == 2:
+            # Below the threshold the difference is positive and shifts to 0, from it on negative, and to all ones.
+            keep = torch.bitwise_right_shift(round(share * 2**15) - 1 - lanes.bitwise_and_(2**15 - 1), 15)
+        else:
+            keep = lanes >= min(round(share * 2**16) - 2**15, 2**15 - 1)
         ctx.save_for_backward(keep)
         ctx.scale = 1.0 / (1.0 - share)
         return _masked(values, keep, ctx.scale)
@@ -45,11 +46,13 @@ class _Dropout(torch.autograd.Function):
 
 
 def _masked(values: Tensor, keep: Tensor, scale: float) -> Tensor:
+    if keep.dtype == torch.bool:
+        return torch.where(keep, values, 0.0).mul_(scale)
     return torch.bitwise_and(values.contiguous().view(keep.dtype), keep).view(values.dtype).mul_(scale)
 
 
 def dropout(values: Tensor, share: float) -> Tensor:
-    """Each value is 0 with probability `share`, to the nearest 2^-15 (fp32: 2^-31), and else divided by `1 - share`.
+    """Each value is 0 with probability `share`, to the nearest 2^-15 (fp32: 2^-16), and else divided by `1 - share`.
 
     Args:
         values: Of any shape, in fp32, fp16 or bf16 on the CPU.
@@ -64,7 +67,7 @@ class QuickDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as `nn.Dropout`, with other random numbers."""
-        if not self.training or not 0.0 < self.p < 1.0 or input.dtype not in _LANES or input.device.type != "cpu":
+        if not self.training or not 0.0 < self.p < 1.0 or input.dtype not in _KINDS or input.device.type != "cpu":
             return super().forward(input)
         return dropout(input, self.p)
 
@@ -82,7 +85,7 @@ def attention(
     """Attention as transformers calls it, (B, A, L, D) to (B, L, A, D); what it is not meant for goes to sdpa."""
     plain = all(more.get(name) is None for name in ("position_bias", "cache", "softcap", "is_causal"))
     causal = attention_mask is None and getattr(module, "is_causal", True)
-    meant = query.device.type == "cpu" and query.dtype in _LANES and key.shape[1] == query.shape[1]
+    meant = query.device.type == "cpu" and query.dtype in _KINDS and key.shape[1] == query.shape[1]
     if dropout == 0.0 or causal or not plain or not meant:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more

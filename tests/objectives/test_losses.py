@@ -203,3 +203,20 @@ def test_every_listed_loss_is_documented():
         f"{name}.{option}" for name, loss in LOSSES.items() for option in loss.options if f"`{option}`" not in text
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("convention", ["distill", "tinybert"])
+def test_hidden_mse_has_the_value_and_gradient_of_its_formula(convention):
+    """Its way back is written by hand."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    total, count = hidden.hidden_mse(student, teacher, mask=mask, convention=convention)
+    (total / count).backward()
+    given, student.grad = student.grad, None
+    weights = mask if convention == "distill" else torch.ones_like(mask)
+    plain = ((student - teacher).square().mean(-1) * weights).sum() / weights.sum()
+    plain.backward()
+    torch.testing.assert_close(total / count, plain)
+    torch.testing.assert_close(given, student.grad)
+    assert count == weights.sum()
