@@ -136,6 +136,9 @@ class CacheRecipe(_Section):
         description="What the cache may take: logits always; the rest in fp16, else int8, else the teacher runs along. "
         "0 sets no limit.",
     )
+    store: str = Field(
+        "", description="URL (`s3://...`, whatever fsspec reads) where finished caches are kept for other machines."
+    )
     top_k: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="Classes or tokens whose logits are kept, the likeliest; all others count as one. 0 keeps all; "

@@ -515,6 +515,7 @@ class Run:
             batch_size=self.recipe.teacher.batch_size,
             text_of=self.text_of,
             progress=self.progress,
+            store=self.recipe.cache.store,
         )
 
 

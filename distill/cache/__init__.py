@@ -3,7 +3,7 @@
 labelling        asks the teacher, and gives back what answers for it
 storage          what is kept, in how many bytes; top_k keeps the likeliest tokens of a large vocabulary
 cached_teacher   memory-mapped, checksummed, keyed by content; to the trainer the same as a live teacher
-shards, index    the files it stands in
+shards, index    the files it stands in; store keeps them elsewhere, for other machines
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 from distill.cache.cached_teacher import build_cache, cache_key
 from distill.cache.index import Rows, made_from, read_index
 from distill.cache.storage import ON_LOGITS, Collate, MixedTeacher, QuantisedTeacher, Recorded, measure_need
+from distill.cache.store import pull, push
 from distill.cache.top_k import TopKTeacher
 from distill.progress import SILENT, Progress
 
@@ -25,6 +26,7 @@ def label_rows(
     batch_size: int = 64,
     text_of: Callable[[int], str] | None = None,
     progress: Progress = SILENT,
+    store: str = "",
 ) -> Recorded:
     """A teacher for training: cached, live for what does not fit, or live altogether.
 
@@ -39,6 +41,7 @@ def label_rows(
         batch_size: Rows a forward pass.
         text_of: The text of a row, for errors.
         progress: Told once what is kept how, and why.
+        store: A URL where finished caches are kept for other machines; empty for none.
 
     Raises:
         CacheError: The logits alone do not fit, or the folder cannot be written.
@@ -60,7 +63,11 @@ def label_rows(
         written: Recorded = TopKTeacher(logits, top_k) if top_k else logits
     else:
         written = QuantisedTeacher(live) if kept == "int8" else live
+    if store and (fetched := pull(store, folder, key)):
+        progress.say(f"teacher cache: {fetched} shards fetched from {store}")
     cached = build_cache(
         written, encoded, collate, folder, key=key, batch_size=batch_size, text_of=text_of, progress=progress
     )
+    if store and (sent := push(store, folder, key)):
+        progress.say(f"teacher cache: {sent} shards uploaded to {store}")
     return MixedTeacher(cached, teacher_of(taps - ON_LOGITS), encoded, collate) if kept == "live" else cached

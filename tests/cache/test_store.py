@@ -1,0 +1,76 @@
+"""A cache that was uploaded serves another machine, bit for bit, and what is damaged on the way is made anew."""
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from distill.cache.index import INDEX
+from distill.cache.labelling import label_rows
+from distill.errors import CacheError
+from distill.tasks.encoded import pack
+
+STORE = "memory://caches"
+KEYS = ("weights_hash", "tokenizer_hash", "dtype", "texts_hash")
+INPUTS = {**dict.fromkeys(KEYS, "-"), "max_length": 9, "taps": ["logits"]}
+
+
+class Counted:
+    """A teacher that counts the rows it is asked about."""
+
+    taps = frozenset({"logits"})
+
+    def __init__(self):
+        self.rows = 0
+
+    def features(self, batch):
+        self.rows += len(batch["example"])
+        return {"logits": batch["example"][:, None].float() * torch.tensor([1.0, 0.5])}
+
+
+@pytest.fixture
+def rows():
+    return pack({"input_ids": [[5, 6, 7]] * 2100}, {"labels": np.zeros(2100, np.int64)})
+
+
+def collate(rows):
+    names = ("example", "attention_mask")
+    wide = [{**row, "attention_mask": np.ones(3, np.int64)} for row in rows]
+    return {name: torch.from_numpy(np.stack([row[name] for row in wide])) for name in names}
+
+
+def label(rows, folder, store=STORE):
+    teacher = Counted()
+    label_rows(lambda taps: teacher, ["logits"], rows, collate, folder, inputs=INPUTS, store=store)
+    return teacher.rows - 1  # one row tells how large the answers are
+
+
+@pytest.fixture(autouse=True)
+def emptied():
+    yield
+    system = fsspec.filesystem("memory")
+    if system.exists("/caches"):
+        system.rm("/caches", recursive=True)
+
+
+def test_another_machine_fetches_what_one_has_labelled(rows, tmp_path):
+    assert label(rows, tmp_path / "one") == 2100
+    assert label(rows, tmp_path / "other") == 0
+    names = sorted(path.name for path in (tmp_path / "one").glob("shard-*"))
+    assert len(names) == 3
+    for name in [INDEX, *names]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_shard_that_is_damaged_there_is_made_anew_here(rows, tmp_path):
+    label(rows, tmp_path / "one")
+    system = fsspec.filesystem("memory")
+    path = next(path for path in system.find("/caches") if path.endswith("shard-00001.safetensors"))
+    system.pipe_file(path, b"no shard")
+    assert label(rows, tmp_path / "other") == 1024
+    assert not list((tmp_path / "other").glob("*.writing"))
+
+
+def test_a_store_that_cannot_be_reached_is_named(rows, tmp_path):
+    with pytest.raises(CacheError, match=r"nosuch://bucket: cannot be used .*nosuch.* Look at `cache.store`"):
+        label(rows, tmp_path / "one", "nosuch://bucket")
