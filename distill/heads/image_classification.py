@@ -28,7 +28,7 @@ class ImageClassifier(Classifier):
         return {"image": written(window.pixels.transpose(1, 2, 0))}
 
     def asked(self, line: Mapping[str, Any]) -> Text:
-        """The pixels as an array (H, W, C)."""
+        """The pixels."""
         return reread(line["image"])
 
 

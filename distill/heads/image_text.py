@@ -56,7 +56,7 @@ class Retriever(Head):
         return {**shown, **({"text": said} if window.ids else {})}
 
     def asked(self, line: Mapping[str, Any]) -> Text:
-        """An image as an array (H, W, C), a text, or both."""
+        """An image as `Pixels`, a text, or both."""
         if "image" not in line:
             return line["text"]
         return (reread(line["image"]), line["text"]) if "text" in line else reread(line["image"])

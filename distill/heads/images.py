@@ -4,7 +4,7 @@
     pixels = images.pixels(read_image("digit.png"))  # (C, H, W) uint8
     images.normalise(pixels)                         # (C, H, W) fp32, what `pixel_values` takes
 
-Training and the shipped bundle run the same lines. An array that already has the model's size needs no Pillow.
+Training and the shipped bundle run the same lines. An array that is to be resized to what it has needs no Pillow.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ CONFIG = "preprocessor_config.json"
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 """What is done here; an image processor that does anything else is refused."""
 FIX = "Give a PNG or JPEG file, or an array (H, W) or (H, W, 3) of numbers from 0 to 255."
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a model read once, as golden vectors keep it: nothing more is done to it.
+
+    Attributes:
+        array: (H, W, C) uint8 of the model's own size.
+    """
+
+    array: Array
 
 
 @dataclass(frozen=True)
@@ -89,17 +100,27 @@ class Preprocessing:
         return (len(self.mean), *(self.crop or self.size))
 
     def pixels(self, image: Any) -> Array:
-        """(C, H, W) uint8 of an image as `read_image` takes it.
+        """(C, H, W) uint8 of an image as `read_image` takes it, or of `Pixels`.
 
         Raises:
-            DataError: It does not decode.
+            DataError: It does not decode, or is `Pixels` of another size.
             MissingExtraError: It needs Pillow, which is not there.
         """
+        if isinstance(image, Pixels):
+            return self._kept(image.array)
         array = image if isinstance(image, np.ndarray) else read_image(image)
-        array = _channels(array, len(self.mean))
-        if array.shape[:2] != self.shape[1:]:
-            array = self._resized(array)
+        array = self._resized(_channels(array, len(self.mean)))
         return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def _kept(self, array: Array) -> Array:
+        found = np.ascontiguousarray(array.transpose(2, 0, 1))
+        if found.shape != self.shape:
+            raise DataError(
+                f"pixels of shape {found.shape} were not read by this model, which reads {self.shape}",
+                where="image",
+                fix="Copy the whole bundle again.",
+            )
+        return found
 
     def normalise(self, pixels: Array) -> Array:
         """(..., C, H, W) fp32 of uint8 ones."""
@@ -113,10 +134,10 @@ class Preprocessing:
             short, long = sorted((height, width))
             other = int(wanted[0] * long / short)
             wanted = (wanted[0], other) if height <= width else (other, wanted[0])
-        pillow = _pillow()
-        whole = pillow.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-        found = np.asarray(whole.resize((wanted[1], wanted[0]), resample=self.resample))
-        return _cropped(found.reshape(*found.shape[:2], -1), self.crop) if self.crop else found.reshape(*wanted, -1)
+        if wanted != (height, width):
+            whole = _pillow().fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            array = np.asarray(whole.resize((wanted[1], wanted[0]), resample=self.resample)).reshape(*wanted, -1)
+        return _cropped(array, self.crop) if self.crop else array
 
 
 def read_image(given: Any) -> Array:
@@ -154,8 +175,8 @@ def written(array: Array) -> dict[str, Any]:
     return {"shape": list(array.shape), "zlib": packed}
 
 
-def reread(value: Mapping[str, Any]) -> Array:
-    """What `written` was given.
+def reread(value: Mapping[str, Any]) -> Pixels:
+    """What `written` was given, known as pixels that a model read.
 
     Raises:
         ValueError: It is something else.
@@ -165,7 +186,7 @@ def reread(value: Mapping[str, Any]) -> Array:
         raise ValueError(f"shape {shape}")
     count = int(np.prod(shape))
     unpacked = zlib.decompressobj().decompress(base64.b64decode(value["zlib"]), count + 1)
-    return np.frombuffer(unpacked, np.uint8, count).reshape(shape).copy()
+    return Pixels(np.frombuffer(unpacked, np.uint8, count).reshape(shape).copy())
 
 
 def _decoded(content: bytes, where: str) -> Array:

@@ -26,7 +26,7 @@ def saved(processor, folder):
         CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 18}),
     ],
 )
-@pytest.mark.parametrize("shape", [(8, 8, 3), (37, 51, 3), (51, 20, 3), (16, 16, 3)])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (37, 51, 3), (51, 20, 3), (16, 16, 3), (16, 18, 3), (20, 24, 3)])
 def test_pixels_are_those_of_the_image_processor(processor, shape, tmp_path):
     image = RNG.integers(0, 256, shape, np.uint8)
     ours = Preprocessing.of(saved(processor, tmp_path))
@@ -50,7 +50,18 @@ def test_an_image_is_the_same_from_a_file_bytes_lists_and_grey(tmp_path):
 
 def test_what_json_keeps_is_given_back():
     pixels = RNG.integers(0, 256, (3, 5, 7), np.uint8)
-    np.testing.assert_array_equal(reread(json.loads(json.dumps(written(pixels)))), pixels)
+    np.testing.assert_array_equal(reread(json.loads(json.dumps(written(pixels)))).array, pixels)
+
+
+def test_pixels_that_were_read_are_not_read_again():
+    """Of a crop's own size an image is still resized first, and what a model saw of one is not."""
+    images = Preprocessing((20, 0), (16, 18), 3, 1.0, (0.0,) * 3, (1.0,) * 3)
+    seen = images.pixels(RNG.integers(0, 256, (37, 51, 3), np.uint8))
+    kept = reread(json.loads(json.dumps(written(seen.transpose(1, 2, 0)))))
+    np.testing.assert_array_equal(images.pixels(kept), seen)
+    assert not np.array_equal(images.pixels(kept.array), seen)
+    with pytest.raises(DataError, match=r"pixels of shape \(3, 16, 18\) were not read by this model, which reads"):
+        Preprocessing((20, 0), (16, 16), 3, 1.0, (0.0,) * 3, (1.0,) * 3).pixels(kept)
 
 
 @pytest.mark.parametrize(
