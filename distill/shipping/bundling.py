@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.fields import INPUTS, TARGETS
-from distill.data.rows import Columns, name_labels, usable_rows
+from distill.data.rows import Columns, Rows, name_labels, usable_rows
 from distill.data.tables import read_table
 from distill.errors import DataError
 from distill.evaluation import Evaluation, agreement, disagreements, evaluate
@@ -17,7 +17,7 @@ from distill.export.bundle import Contents, write_bundle
 from distill.export.pieces import bytes_of
 from distill.export.runtime import QUANTIZED, Bundle, open_graph
 from distill.export.verify import Verification, verify_bundle
-from distill.recipe import Recipe
+from distill.recipe import DataRecipe, Recipe
 from distill.run import Run, encode_rows, texts_of
 from distill.shipping.stage import shipped_file, versions, without_rows
 from distill.tasks import TASKS, Task
@@ -121,29 +121,54 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
         verdict: What `verify_bundle` found.
 
     Raises:
-        DataError: The data cannot be read, or holds a label that the bundle has not.
+        DataError: The data cannot be read, or holds a label that the bundle has not, or the task's metric takes more
+            than the bundle.
     """
     bundle = Bundle.load(folder)
     task = TASKS[bundle.task]
-    columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
     if type(task).shipped is not Task.shipped:
         raise DataError(
             f"a {bundle.task} bundle ships without the head that its metric takes",
             where=source,
             fix="Leave --data away.",
         )
-    kinds = INPUTS[task.inputs], TARGETS[task.target]
-    named = Columns(columns.text, columns.text_pair or None, columns.label, columns.on_bad_row == "skip", *kinds)
+    if task.follows:
+        raise DataError(
+            f"a {bundle.task} bundle is measured against its teacher, which does not ship with it",
+            where=source,
+            fix="Leave --data away; report.html of its run has the measures.",
+        )
+    columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
+    rows = labelled_rows(bundle, columns, source)
+    tokenizer = load_reader(str(folder), task)
+    encoded = encode_rows(task, rows.dataset(), tokenizer, bundle.max_length, bundle.labels)
+    padding = padding_of(tokenizer, load_config(str(folder)))
+    found = evaluate(task.examine(bundle.model, None), encoded, task, padding, batch_size=1, settings=bundle.settings)
+    right = found.metrics[task.metric]
+    verdict.facts[task.metric] = right
+    verdict.facts["rows"] = len(rows.texts)
+    verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {len(rows.texts):,} rows of {source}")
+    return verdict
+
+
+def labelled_rows(bundle: Bundle, columns: DataRecipe, source: str) -> Rows:
+    """Rows of `source` as a bundle was measured on such: its classes, and its prefix before each text.
+
+    Raises:
+        DataError: The data cannot be read, or holds a label that the bundle has not.
+    """
+    task = TASKS[bundle.task]
+    named = Columns(
+        columns.text,
+        columns.text_pair or None,
+        columns.label,
+        columns.on_bad_row == "skip",
+        INPUTS[task.inputs],
+        TARGETS[task.target],
+        prefix=bundle.prefix,
+    )
     report: list[str] = []
     table = read_table(source, "test")
     sides = {"train": usable_rows(table, named, report)}
     _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
-    tokenizer = load_reader(str(folder), task)
-    encoded = encode_rows(task, sides["train"].dataset(), tokenizer, bundle.max_length, bundle.labels)
-    padding = padding_of(tokenizer, load_config(str(folder)))
-    found = evaluate(task.examine(bundle.model, None), encoded, task, padding, batch_size=1, settings=bundle.settings)
-    right, rows = found.metrics[task.metric], len(sides["train"].texts)
-    verdict.facts[task.metric] = right
-    verdict.facts["rows"] = rows
-    verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {rows:,} rows of {source}")
-    return verdict
+    return sides["train"]

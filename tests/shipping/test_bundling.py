@@ -1,0 +1,28 @@
+"""A bundle on data elsewhere: its rows are read as those that it was measured on."""
+
+import onnx
+import pytest
+
+from distill.errors import DataError
+from distill.export.runtime import QUANTIZED, Bundle
+from distill.export.verify import Verification
+from distill.recipe import DataRecipe
+from distill.shipping.bundling import labelled_rows, verify_with_data
+
+
+def test_what_stands_before_each_text_stands_before_those_from_elsewhere(tiny_bundle, tmp_path):
+    path = tmp_path / "elsewhere.csv"
+    path.write_text("text,label\nwhere is it,arrival\nwhat rate,exchange\n", encoding="utf-8")
+    bundle, columns = Bundle.load(tiny_bundle), DataRecipe(train="none.csv")
+    assert labelled_rows(bundle, columns, str(path)).texts == ["where is it", "what rate"]
+    bundle.prefix = "query: "  # as the metadata of its graph would have it
+    assert labelled_rows(bundle, columns, str(path)).texts == ["query: where is it", "query: what rate"]
+
+
+def test_an_embedder_needs_its_teacher_to_be_measured(own_bundle, tmp_path):
+    model = onnx.load(own_bundle / QUANTIZED)
+    (named,) = (one for one in model.metadata_props if one.key == "distill.task")
+    named.value = "sentence-embedding"
+    onnx.save(model, own_bundle / QUANTIZED)
+    with pytest.raises(DataError, match="a sentence-embedding bundle is measured against its teacher, which does not"):
+        verify_with_data(own_bundle, str(tmp_path / "any.csv"), Verification(own_bundle))
