@@ -178,7 +178,7 @@ def load_reader(source: str, task: Task, revision: str = "") -> Any:
     Raises:
         TeacherError: It is missing or cannot be used.
     """
-    words = load_tokenizer(source, revision) if "text" in task.reads else None
+    words = load_tokenizer(source, revision, words=task.inputs == "words") if "text" in task.reads else None
     if "image" not in task.reads:
         return words
     config: dict[str, Any] = {}
@@ -195,15 +195,40 @@ def load_reader(source: str, task: Task, revision: str = "") -> Any:
         ) from error
 
 
-def load_tokenizer(source: str, revision: str = "") -> Any:
+def load_tokenizer(source: str, revision: str = "", *, words: bool = False) -> Any:
     """The fast tokenizer of a checkpoint.
 
+    Args:
+        source: A hub id or a folder.
+        revision: Commit or tag of a hub id.
+        words: It is given words, and has to split them as it splits the text that they stand in.
+
     Raises:
-        TeacherError: There is none, or it has no token to pad with.
+        TeacherError: There is none, it has no token to pad with, or it splits words otherwise than texts.
     """
+    tokenizer = _load_tokenizer(source, revision)
+    if not words or _splits_alike(tokenizer):
+        return tokenizer
+    tokenizer = _load_tokenizer(source, revision, add_prefix_space=True)
+    if not _splits_alike(tokenizer):
+        raise TeacherError(
+            "its tokenizer splits words given one by one otherwise than the text they stand in",
+            where=source,
+            fix='Let its tokenizer.json put a space before each word ("add_prefix_space": true).',
+        )
+    return tokenizer
+
+
+def _splits_alike(tokenizer: Any) -> bool:
+    """Not so byte-level pieces that tell a space before a word from none: words alone have none before them."""
+    said = ["play", "this", "song"]
+    return bool(tokenizer(said, is_split_into_words=True)["input_ids"] == tokenizer(" ".join(said))["input_ids"])
+
+
+def _load_tokenizer(source: str, revision: str, **options: Any) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, revision=revision or None, trust_remote_code=False, use_fast=True
+            source, revision=revision or None, trust_remote_code=False, use_fast=True, **options
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(

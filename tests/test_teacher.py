@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertConfig, RobertaConfig, RobertaForSequenceClassification
 
 from distill.errors import TeacherError
+from distill.tasks import TASKS
 from distill.teacher import (
     Checkpoint,
     check_floor,
     final_names,
     hash_tensors,
+    load_reader,
     match_labels,
     position_limit,
     rename_labels,
@@ -92,3 +96,32 @@ def test_a_teacher_below_its_floor_stops_the_run(value):
     check_floor(0.5, 0.5, "accuracy", "t")
     with pytest.raises(TeacherError, match=r"below its floor of 0.500"):
         check_floor(value, 0.5, "accuracy", "t")
+
+
+@pytest.mark.parametrize("kind", ["roberta", "gpt2"])
+def test_words_are_split_as_the_text_they_stand_in(kind, tmp_path):
+    """A tagger would learn from `song` and be asked of ` song`, which are two tokens to a byte-level tokenizer."""
+    made = {"roberta": transformers.RobertaTokenizer, "gpt2": transformers.GPT2Tokenizer}[kind]
+    texts = ["play this song now", "this song again", "do play it"] * 20
+    learnt = made().train_new_from_iterator(texts, 400, show_progress=False)
+    learnt.pad_token = learnt.eos_token
+    learnt.save_pretrained(tmp_path / "one")
+    task, words = TASKS["token-classification"], ["play", "this", "song"]
+    reader = load_reader(str(tmp_path / "one"), task)
+    asked = Tokenizer.from_str(reader.backend_tokenizer.to_str())
+    encoded = task.encode({"text": [words], "label": [None]}, reader, 16)
+    assert encoded[0]["input_ids"].tolist() == asked.encode(" ".join(words)).ids
+    assert load_reader(str(tmp_path / "one"), TASKS["regression"])("play")["input_ids"] == learnt("play")["input_ids"]
+    reader.save_pretrained(tmp_path / "student")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert again(" ".join(words))["input_ids"] == encoded[0]["input_ids"].tolist()
+
+
+def test_a_tokenizer_that_cannot_split_words_as_texts_is_refused(tmp_path):
+    learnt = transformers.GPT2Tokenizer().train_new_from_iterator(["play this song"] * 9, 300, show_progress=False)
+    whole = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=learnt.backend_tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+    whole.save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="splits words given one by one otherwise than the text"):
+        load_reader(str(tmp_path), TASKS["token-classification"])
