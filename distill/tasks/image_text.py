@@ -23,6 +23,9 @@ from distill.tasks.image_classification import (
 RANKS = (1, 5, 10)
 """Results among which the right one is looked for."""
 
+BLOCK = 1024
+"""Rows that are compared with all others at once: of 100,000 rows, 400 MB."""
+
 
 class ImageText(Task):
     """Two encoders, one vector of length 1 for an image and one for a text; what belongs together lies close.
@@ -88,9 +91,10 @@ class ImageText(Task):
         image_recall_at_k: share of different texts one of whose own images is among the k nearest images.
         mean_recall: the mean of all of them, k = 1, 5 and 10, as papers on search sum them up.
         """
-        near, own = _table(outputs, encoded)
-        found = {f"text_recall_at_{k}": _hits(near, own, k) for k in RANKS}
-        found |= {f"image_recall_at_{k}": _hits(near.T, own.T, k) for k in RANKS}
+        images, texts, labels, first = _vectors(outputs, encoded)
+        by_text, by_image = _before(images, texts, labels, first), _before(texts, images, first, labels)
+        found = {f"text_recall_at_{k}": float((by_text < k).mean()) for k in RANKS}
+        found |= {f"image_recall_at_{k}": float((by_image < k).mean()) for k in RANKS}
         return {"mean_recall": sum(found.values()) / len(found), **found}
 
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
@@ -125,19 +129,16 @@ class ImageText(Task):
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
     ) -> Array:
         """By image the number of the nearest text."""
-        near, _ = _table(outputs, encoded)
-        return np.asarray(near.argmax(axis=1))
+        images, texts, *_ = _vectors(outputs, encoded)
+        return _nearest(images, texts)[0]
 
     def told(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[str, float]]:
         """By image the nearest text and its similarity."""
-        near, _ = _table(outputs, encoded)
-        first = _first(encoded)
-        return [
-            (str(encoded.given["text"][first[best]]), float(row[best]))
-            for row, best in zip(near, near.argmax(1), strict=True)
-        ]
+        images, texts, *_ = _vectors(outputs, encoded)
+        first, said = _first(encoded), encoded.given["text"]
+        return [(str(said[first[best]]), float(near)) for best, near in zip(*_nearest(images, texts), strict=True)]
 
     def gold(self, encoded: Encoded) -> list[str | None]:
         """The texts."""
@@ -153,16 +154,29 @@ def _first(encoded: Encoded) -> Array:
     return np.asarray(np.unique(encoded.flat["labels"], return_index=True)[1])
 
 
-def _table(outputs: Mapping[str, Array], encoded: Encoded) -> tuple[Array, Array]:
-    """(images, different texts): cosines, and which belong together."""
+def _vectors(outputs: Mapping[str, Array], encoded: Encoded) -> tuple[Array, Array, Array, Array]:
+    """Vectors of all images and of all different texts; the labels of both."""
     images, texts = (np.asarray(outputs[name], np.float32) for name in (IMAGE, TEXT))
-    first = _first(encoded)
-    labels = encoded.flat["labels"]
-    return images @ texts[first].T, labels[:, None] == labels[first][None, :]
+    first, labels = _first(encoded), encoded.flat["labels"]
+    return images, texts[first], labels, labels[first]
 
 
-def _hits(near: Array, own: Array, k: int) -> float:
-    """Share of rows that have one of their own among the k nearest; ties count against."""
-    best = np.where(own, near, -np.inf).max(axis=1, keepdims=True)
-    before = ((near >= best) & ~own).sum(axis=1)
-    return float((before < k).mean())
+def _blocks(rows: int) -> list[slice]:
+    return [slice(begin, begin + BLOCK) for begin in range(0, rows, BLOCK)]
+
+
+def _nearest(asked: Array, among: Array) -> tuple[Array, Array]:
+    """(rows of `asked`,): the number of the nearest of `among`, and their cosine."""
+    tables = (asked[block] @ among.T for block in _blocks(len(asked)))
+    found = [(table.argmax(axis=1), table.max(axis=1)) for table in tables]
+    return np.concatenate([best for best, _ in found]), np.concatenate([near for _, near in found])
+
+
+def _before(asked: Array, among: Array, ours: Array, theirs: Array) -> Array:
+    """(rows of `asked`,): how many of `among` are as near as its nearest own one, that has its label; ties count."""
+    counts = []
+    for block in _blocks(len(asked)):
+        near, own = asked[block] @ among.T, ours[block, None] == theirs[None, :]
+        best = np.where(own, near, -np.inf).max(axis=1, keepdims=True)
+        counts.append(((near >= best) & ~own).sum(axis=1))
+    return np.concatenate(counts)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.errors import TeacherError
 from distill.files import write_json
 
 POOLINGS = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
@@ -100,13 +101,23 @@ def save(model: Any, folder: Path) -> None:
 
 
 def restore(model: Any, beside: Mapping[str, Any], find: Callable[[str], Path | None]) -> None:
-    """Gives a loaded model its pooling and its projection back."""
+    """Gives a loaded model its pooling and its projection back.
+
+    Raises:
+        TeacherError: It has a projection whose weights are no safetensors.
+    """
     import safetensors.torch
     from torch import nn
 
     for kind in read_pooling(beside):
         model.config.sentence_pooling = kind
     given, weights = beside.get(f"{FOLDER}/config.json"), find(WEIGHTS)
+    if given and not weights:
+        raise TeacherError(
+            f"its Dense layer has no {WEIGHTS}",
+            where=str(getattr(model, "name_or_path", "") or FOLDER),
+            fix="Load it with sentence-transformers and save it again: weights are read from safetensors alone.",
+        )
     if given and weights:
         dense = nn.Linear(given["in_features"], given["out_features"], bias=given["bias"])
         tensors = safetensors.torch.load_file(weights)

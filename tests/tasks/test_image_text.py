@@ -23,7 +23,7 @@ from distill.pipeline import run_stages
 from distill.recipe import Recipe
 from distill.shipping import verify_with_data
 from distill.student.start import start_student
-from distill.tasks import Encoded, find_task
+from distill.tasks import Encoded, find_task, image_text
 from distill.teacher import load_checkpoint
 
 TASK = find_task("image-text")
@@ -58,7 +58,9 @@ def test_texts_are_padded_and_equal_ones_have_one_label(checkpoint):
     assert batch["labels"][0] == batch["labels"][2] != batch["labels"][1]
 
 
-def test_recall_looks_among_different_texts_and_all_images():
+@pytest.mark.parametrize("block", [1024, 2])  # in two blocks as in one
+def test_recall_looks_among_different_texts_and_all_images(block, monkeypatch):
+    monkeypatch.setattr(image_text, "BLOCK", block)
     texts = np.eye(3, dtype=np.float32)[[0, 1, 0]]
     images = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0]], np.float32)  # the third lies at the other text
     labels = np.array([7, 9, 7])

@@ -21,7 +21,7 @@ from distill.heads import HEADS
 from distill.objectives.relational import pool
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
-from distill.tasks import TASKS, find_task
+from distill.tasks import TASKS, Encoded, find_task, sentence_embedding
 from distill.tasks.encoded import pack
 from distill.tasks.pooling import POOLINGS, vectors
 from distill.teacher import load_checkpoint
@@ -49,7 +49,21 @@ def test_measures_by_hand():
     ranks = np.corrcoef([0, 2, 5, 1, 4, 3], [2, 1, 5, 0, 3, 4])[0, 1]
     assert moved["spearman"] == pytest.approx(ranks)
     assert moved["recall_at_1"] == 0.25
-    assert measured([[1.0, 0.0]] * 4, teacher)["spearman"] == 0.0
+    same = measured([[1.0, 0.0]] * 4, teacher)  # a student that tells nothing apart finds nothing
+    assert (same["spearman"], same["recall_at_1"]) == (0.0, 0.0)
+
+
+def test_neighbours_are_those_of_the_whole_table(monkeypatch):
+    """Blocks of rows are compared with all others, so that many texts fill no memory."""
+    monkeypatch.setattr(sentence_embedding, "BLOCK", 3)
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    table = unit @ unit.T - 3.0 * np.eye(8)
+    encoded = Encoded({}, {}, np.arange(9), given={"text": list("abcdefgh")})
+    assert TASK.answers({"sentence_embedding": rows}, encoded).tolist() == table.argmax(axis=1).tolist()
+    told = TASK.told({"sentence_embedding": rows}, encoded)
+    assert [text for text, _ in told] == ["abcdefgh"[best] for best in table.argmax(axis=1)]
+    np.testing.assert_allclose([near for _, near in told], table.max(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +143,10 @@ def test_a_teacher_pools_as_its_files_say(teacher, pooling, kind):
         (
             {"2_Dense/config.json": {"activation_function": "torch.nn.modules.activation.Tanh"}},
             "its Dense layer applies torch.nn.modules.activation.Tanh, and this task a linear one",
+        ),
+        (
+            {"2_Dense/config.json": {"in_features": 384, "out_features": 64, "bias": True}},  # pytorch_model.bin
+            "its Dense layer has no 2_Dense/model.safetensors",
         ),
     ],
 )
