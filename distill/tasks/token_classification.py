@@ -11,6 +11,9 @@ from distill.heads.tagging import STRIDE, entities, first_pieces
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns, softmax
 
+PREFIXES = ("B-", "I-")
+"""How the name of a class begins whose words form entities."""
+
 
 class TokenClassification(Task):
     """Tagging of words. The first token of a word carries its label; the others are neither scored nor distilled.
@@ -80,9 +83,11 @@ class TokenClassification(Task):
     def metrics(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
     ) -> dict[str, float]:
-        """F1, precision and recall of whole entities, as seqeval counts them, and accuracy over words."""
-        from seqeval.metrics import f1_score, precision_score, recall_score
+        """F1, precision and recall of whole entities, as seqeval counts them, and accuracy over words.
 
+        Where no name of a class begins with `B-` or `I-`, such as parts of speech, there are no entities: F1, precision
+        and recall are micro averages over words whose class is not `O`.
+        """
         labels = encoded.ragged["labels"]
         known = labels != NO_LABEL
         chosen = outputs["logits"].argmax(axis=-1)
@@ -91,12 +96,8 @@ class TokenClassification(Task):
             (one, other) for row, (one, other) in enumerate(zip(gold, said, strict=True)) if self._has(encoded, row)
         ]
         gold, said = [one for one, _ in both], [other for _, other in both]
-        return {
-            "f1": float(f1_score(gold, said, zero_division=0)),
-            "precision": float(precision_score(gold, said, zero_division=0)),
-            "recall": float(recall_score(gold, said, zero_division=0)),
-            "accuracy": float((chosen[known] == labels[known]).mean()),
-        }
+        scores = _of_entities if any(name[:2] in PREFIXES for name in encoded.names) else _of_words
+        return {**scores(gold, said), "accuracy": float((chosen[known] == labels[known]).mean())}
 
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
         """`logits` (B, L, C) first, then their softmax as `probabilities`."""
@@ -153,6 +154,23 @@ class TokenClassification(Task):
         for row, word, number in zip(rows, encoded.ragged["words"][scored], numbers[scored], strict=True):
             tags[row][word] = encoded.names[number] if number != NO_LABEL else "O"
         return tags
+
+
+def _of_entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, float]:
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    counts = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+    return {name: float(count(gold, said, zero_division=0)) for name, count in counts.items()}
+
+
+def _of_words(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, float]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    ours, theirs = ([tag for tags in sentences for tag in tags] for sentences in (gold, said))
+    counted = sorted({*ours, *theirs} - {"O"})
+    found = precision_recall_fscore_support(ours, theirs, labels=counted, average="micro", zero_division=0)
+    precision, recall, f1 = found[:3] if counted else (0.0, 0.0, 0.0)
+    return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
 
 
 def _shown(words: Sequence[str], tags: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_measures_by_hand(tokenizer):
     assert measured == pytest.approx({"f1": 0.4, "precision": 1 / 3, "recall": 0.5, "accuracy": 3 / 5})
     assert TASK.told(outputs, encoded)[0][0] == "artist=a; artist=c; artist=e"
     assert TASK.gold(encoded) == ["artist=a; artist=c d"]
+
+
+def test_classes_without_a_prefix_are_counted_by_word(tokenizer):
+    """seqeval would take the first letter for the scheme: NOUN and NUM one class, and PER the same as ER."""
+    names = ["NOUN", "NUM", "O"]
+    encoded = replace(
+        TASK.encode({"text": [["a", "b", "c", "d"]], "label": [[0, 1, 2, 0]]}, tokenizer, 32), names=names
+    )
+    outputs = TASK.postprocess({"logits": np.eye(3)[[2, 0, 0, 0, 2, 2]] * 9})  # NOUN NOUN NOUN O
+    # one of three is right, and one of the three that are to be found
+    assert TASK.metrics(outputs, encoded) == pytest.approx(
+        {"f1": 1 / 3, "precision": 1 / 3, "recall": 1 / 3, "accuracy": 1 / 4}
+    )
 
 
 def test_words_of_one_kind_join_until_one_begins():
