@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.errors import DataError
 from distill.heads.base import Array, Asked, Head, Text, Window, encode_texts
 
 MOST = 5
@@ -62,12 +63,15 @@ class Writer(Head):
         """The parts of each text, one behind the other.
 
         Raises:
-            DataError: One of them is no string.
+            DataError: One of them is no string, or has no token.
         """
-        return [
-            [_prompt(part, tokenizer) for part in (found, *found.overflowing)]
-            for found in encode_texts(tokenizer, texts)
+        rows: list[list[Window]] = [
+            [_prompt(part, tokenizer) for part in _parts(found)] for found in encode_texts(tokenizer, texts)
         ]
+        for row, parts in enumerate(rows):
+            if not parts:
+                raise DataError("it has no token to go on from", where=f"text {row}", fix="Give at least a word.")
+        return rows
 
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Continuation:
         """What is written, the most probable next tokens, and the text's perplexity."""
@@ -79,7 +83,7 @@ class Writer(Head):
             _surprises(one.ids, said["logits"]) for one, said in zip(asked.windows, asked.outputs, strict=True)
         ]
         every = np.concatenate(surprises)
-        new = asked.write([one for part in asked.windows for one in part.ids]) if asked.write else None
+        new = asked.write(_whole(tokenizer, asked)) if asked.write else None
         text = None if new is None else tokenizer.decode(new, skip_special_tokens=True)
         return Continuation(told, math.exp(float(every.mean())) if len(every) else None, text)
 
@@ -93,6 +97,22 @@ def _chances(logits: Array) -> Array:
     """(V,) probabilities."""
     weights = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(weights / weights.sum())
+
+
+def _parts(encoding: Any) -> list[Any]:
+    return [part for part in (encoding, *encoding.overflowing) if part.ids]
+
+
+def _whole(tokenizer: Any, asked: Asked) -> Sequence[int]:
+    """The ids of the text as one: each of several parts has special tokens of its own."""
+    if len(asked.windows) == 1:
+        return asked.windows[0].ids
+    settings = tokenizer.truncation
+    tokenizer.no_truncation()
+    try:
+        return list(encode_texts(tokenizer, [asked.text])[0].ids)
+    finally:
+        tokenizer.enable_truncation(**settings)
 
 
 def _prompt(encoding: Any, tokenizer: Any) -> Prompt:
