@@ -114,7 +114,7 @@ def _branch(graph: ir.Graph, source: Path) -> None:
 
 
 def _taken(graph: ir.Graph, moved: list[ir.Node]) -> list[ir.Value]:
-    """Constants that `moved` alone reads, out of the graph: ONNX Runtime makes int8 weights u8 in their own graph only."""
+    """Constants that `moved` alone reads, out of the graph: int8 weights become u8 in their own graph only."""
     found = dict.fromkeys(value for node in moved for value in node.inputs if value is not None)
     own = [value for value in found if value.is_initializer() and all(use.node in moved for use in value.uses())]
     for value in own:
