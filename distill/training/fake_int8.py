@@ -5,7 +5,8 @@
     compute_in_floats(student)
 
 Every product rounds its weights to one scale a column and its input to one range a tensor, found at each call; rows of
-the embedding have a scale each. Gradients pass as if nothing had been rounded (Bengio et al. 2013, arXiv:1308.3432).
+the tables that the file keeps in int8, words and learned positions, have a scale each. Gradients pass as if nothing had
+been rounded (Bengio et al. 2013, arXiv:1308.3432).
 Names and shapes of weights stay what they are, so a model is saved and exported as ever, and `quantize_int8` then finds
 the very numbers and scales that training has seen.
 """
@@ -22,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 STEPS = 255  # of a uint8
 ROW = 127  # largest number of a table, whatever the target
+FEW_ROWS, FEW_COLUMNS = 64, 8  # tables this small stay as they are, as `distill.export.lookups` has it
 
 
 class Int8Linear(nn.Linear):
@@ -56,7 +58,7 @@ SWAPS: dict[type, type] = {nn.Linear: Int8Linear, Conv1D: Int8Conv1D}
 
 
 def compute_in_int8(model: Any, *, largest: int = 127, exact: Collection[str] = ()) -> tuple[str, ...]:
-    """Lets every product of `model`, and its word embeddings, round as int8 does; in place.
+    """Lets every product of `model`, and every table that the file stores in int8, round as int8 does; in place.
 
     Args:
         model: A transformers model.
@@ -68,9 +70,8 @@ def compute_in_int8(model: Any, *, largest: int = 127, exact: Collection[str] = 
         Names of the weights that are now rounded.
     """
     done = []
-    words = model.get_input_embeddings()
     for name, module in model.named_modules():
-        swapped = Int8Embedding if module is words and type(module) is nn.Embedding else SWAPS.get(type(module))
+        swapped = Int8Embedding if _is_table(module) else SWAPS.get(type(module))
         weight = f"{name}.weight"
         if swapped is None or any(f"{each}.".startswith(f"{weight}.") for each in exact):
             continue
@@ -79,6 +80,11 @@ def compute_in_int8(model: Any, *, largest: int = 127, exact: Collection[str] = 
             module.largest = largest
         done.append(weight)
     return tuple(done)
+
+
+def _is_table(module: nn.Module) -> bool:
+    """Whether the file stores it in int8: token types are too few rows for that."""
+    return type(module) is nn.Embedding and module.num_embeddings > FEW_ROWS and module.embedding_dim > FEW_COLUMNS
 
 
 def compute_in_floats(model: Any) -> None:

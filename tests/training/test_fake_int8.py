@@ -14,13 +14,21 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from distill.errors import ExportError
+from distill.export import lookups
 from distill.export.graph import export_graph
 from distill.export.ladder import quantize_within
 from distill.export.passes import DEFAULT
 from distill.export.quantize import LARGEST, exact_names, quantize_int8
 from distill.export.runtime import OnnxModel
 from distill.tasks.text_classification import TextClassification
-from distill.training.fake_int8 import compute_in_floats, compute_in_int8, rounded, rounded_input
+from distill.training.fake_int8 import (
+    FEW_COLUMNS,
+    FEW_ROWS,
+    compute_in_floats,
+    compute_in_int8,
+    rounded,
+    rounded_input,
+)
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 99,
@@ -73,11 +81,30 @@ def test_training_sees_the_numbers_of_the_file(target: Any, tmp_path: Path) -> N
     assert np.abs(theirs - exact).max() > 1e-3 * exact.std()
 
 
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_positions_are_rounded_as_words_are(target: Any, tmp_path: Path) -> None:
+    """BERT's positions are a table that the file keeps in int8; its two token types are not."""
+    model = model_of("bert")
+    batch = {**text(3, 17), "token_type_ids": np.arange(51).reshape(3, 17) % 2}
+    spec = TextClassification().graph(list(batch))
+    export_graph(model, spec, tmp_path / "model.onnx", passes=WHOLE)
+    made = quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", target=target)
+    exact = logits(model, batch).detach().numpy()
+    rounded_ones = compute_in_int8(model, largest=LARGEST[target], exact=exact_names(tmp_path / "model.onnx"))
+    tables = {name.split(".weight")[0] + ".weight" for name in made.tables}  # passes put more words behind a name
+    assert {name for name in rounded_ones if "embeddings" in name} == tables
+    ours = logits(model, batch).detach().numpy()
+    theirs = OnnxModel(tmp_path / "int8.onnx").predict(batch)["logits"]
+    assert np.abs(theirs - ours).max() < 1e-5 * exact.std()
+    assert np.abs(theirs - exact).max() > 1e-3 * exact.std()
+    assert (FEW_ROWS, FEW_COLUMNS) == (lookups.FEW_ROWS, lookups.FEW_COLUMNS)
+
+
 def test_names_of_weights_stay_and_the_swap_is_taken_back() -> None:
     model, batch = model_of("bert"), text(2, 9)
     before, names = logits(model, batch), list(model.state_dict())
     swapped = compute_in_int8(model, exact=["classifier.weight.product"])
-    assert len(swapped) == 14  # six a layer, the pooler, the words
+    assert len(swapped) == 15  # six a layer, the pooler, words and positions
     assert "classifier.weight" not in swapped
     assert list(model.state_dict()) == names
     assert not torch.equal(logits(model, batch), before)
