@@ -110,7 +110,9 @@ class Reader(Head):
                     fix="Give (question, context), on the command line the context with --pair.",
                 )
         settings = tokenizer.truncation
-        most = int(QUESTION * settings["max_length"])
+        longest = int(settings["max_length"])
+        most = int(QUESTION * longest)
+        settings = {**settings, "stride": overlap(longest, tokenizer.num_special_tokens_to_add(True))}
         tokenizer.no_truncation()
         try:
             pairs = [(cut_question(tokenizer, question, most), context) for question, context in texts]
@@ -144,6 +146,26 @@ def cut_question(tokenizer: Any, question: str, most: int) -> str:
         return question
     offsets = tokenizer.encode(question, add_special_tokens=False).offsets
     return question if len(offsets) <= most else question[: offsets[most - 1][1]]
+
+
+def overlap(max_length: int, special: int) -> int:
+    """Tokens that the next window repeats: a quarter of one, or less where the longest question leaves less room.
+
+    Args:
+        max_length: Tokens of a window.
+        special: Of those, tokens that belong to neither text.
+
+    Raises:
+        DataError: Beside the longest question there is no room for the context.
+    """
+    room = max_length - int(QUESTION * max_length) - special
+    if room < 1:
+        raise DataError(
+            f"windows of {max_length} tokens have no room for a question, its context and {special} special tokens",
+            where="data.max_length",
+            fix=f"Set it to {2 * special + 2} or more; 384 is usual.",
+        )
+    return min(int(STRIDE * max_length), room - 1)
 
 
 def spans(reads: Sequence[Read], most: int = BEST) -> list[Span]:

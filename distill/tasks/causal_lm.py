@@ -45,8 +45,9 @@ class CausalLM(Task):
         tokens = tokenizer(
             texts, truncation=True, max_length=max_length, return_overflowing_tokens=True, return_attention_mask=False
         )
-        ids = tokens["input_ids"]
-        source = np.array(tokens["overflow_to_sample_mapping"], np.int64)
+        parts = [place for place, row in enumerate(tokens["input_ids"]) if row]  # of an empty text there may be none
+        ids = [tokens["input_ids"][place] for place in parts]
+        source = np.array(tokens["overflow_to_sample_mapping"], np.int64)[parts]
         found = pack({"input_ids": ids, "labels": [[*row[1:], NO_LABEL] for row in ids]}, {SOURCE: source})
         return Encoded(found.ragged, found.flat, found.offsets, given={"text": texts})
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from distill.heads.spans import QUESTION, STRIDE, Answer, Read, answer, cut_question, null_score, spans
+from distill.heads.spans import QUESTION, Answer, Read, answer, cut_question, null_score, overlap, spans
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 
@@ -52,7 +52,7 @@ class QuestionAnswering(Task):
             given["text_pair"],
             truncation="only_second",
             max_length=max_length,
-            stride=int(STRIDE * max_length),
+            stride=overlap(max_length, backend.num_special_tokens_to_add(True)),
             return_overflowing_tokens=True,
             return_attention_mask=False,
         )

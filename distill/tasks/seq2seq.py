@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from distill.errors import TeacherError
 from distill.heads.generation import Rules
 from distill.tasks.base import GraphSpec, Predictor, Task
 from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragged, pack, pad_columns
@@ -62,6 +64,23 @@ class Seq2Seq(Task):
 
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Nothing: the head has a row a token."""
+
+    def restore(self, model: Any, beside: Mapping[str, Any], find: Callable[[str], Path | None]) -> None:
+        """The token before the first written one, where the model's `generation_config` alone names it.
+
+        Raises:
+            TeacherError: Nothing names it.
+        """
+        known = getattr(model.config, "decoder_start_token_id", None)
+        start = model.generation_config.decoder_start_token_id if known is None else known
+        if start is None:
+            raise TeacherError(
+                "nothing says what its decoder is shown before the first token",
+                where=str(model.name_or_path),
+                fix="Set model.generation_config.decoder_start_token_id, of mBART the target language's token, and "
+                "save it again.",
+            )
+        model.config.decoder_start_token_id = int(start)
 
     def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
         """The target as it is."""
@@ -216,7 +235,7 @@ def rules_of(model: Any) -> Rules:
     return Rules(
         ends=tuple(end for end in ends if end is not None),
         max_new_tokens=min(longest, positions - 1 if positions else longest),
-        start=int(getattr(model.config, "decoder_start_token_id", None) or 0),
+        start=int(getattr(model.config, "decoder_start_token_id", None) or 0),  # `restore` sees to it
         min_new_tokens=max((config.min_new_tokens or 0), (config.min_length or 0) - 1, 0),
         first=config.forced_bos_token_id,
         last=config.forced_eos_token_id,

@@ -91,6 +91,14 @@ def test_a_long_text_is_read_in_parts(start, lines):
     assert (encoded.ragged["labels"] == -100).sum() == len(encoded)
 
 
+def test_a_text_without_a_token_moves_no_label(start):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    encoded = TASK.encode({"text": ["one two", "", "a b"], "label": [None] * 3}, tokenizer, 16)
+    assert encoded.sources.tolist() == [0, 2]
+    for row in (0, 1):
+        assert encoded[row]["labels"].tolist() == [*encoded[row]["input_ids"][1:].tolist(), -100]
+
+
 def test_a_language_model_is_no_embedder():
     assert find_task("auto", ["GPT2LMHeadModel"]) is TASK
 

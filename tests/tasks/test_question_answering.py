@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
+from distill.heads import HEADS
 from distill.heads.spans import LONGEST, Read, answer, cut_question, spans
 from distill.pipeline import run_stages
 from distill.recipe import Recipe
@@ -73,6 +75,27 @@ def test_a_question_longer_than_half_a_window_loses_its_end(tokenizer):
     assert cut_question(backend, "who?", 7) == "who?"
     encoded = TASK.encode(rows(None, question="who is " * 40), tokenizer, 32)
     assert encoded.lengths.max() <= 32
+
+
+@pytest.mark.parametrize("size", [8, 11, 12, 13, 14, 16, 17])
+def test_a_small_window_repeats_as_much_as_there_is_room_for(tokenizer, size):
+    """tokenizers panics, past any handler, where a window would repeat all that it has room for."""
+    question, context = "what is this thing that was asked for so long ago", " ".join("abcdefghij" * 3)
+    rows = {"text": [question], "text_pair": [context], "label": [None]}
+    encoded = TASK.encode(rows, tokenizer, size)
+    assert encoded.lengths.max() <= size
+    seen = {int(begin) for begin in encoded.ragged["begins"][encoded.ragged["inside"] == 1]}
+    assert seen == set(range(0, len(context), 2))
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.enable_truncation(size, stride=size // 4, strategy="only_second")
+    (windows,) = HEADS[TASK.name].windows(backend, [(question, context)])
+    assert [list(one.ids) for one in windows] == [row["input_ids"].tolist() for row in encoded]
+
+
+def test_a_window_without_room_for_a_context_is_refused(tokenizer):
+    rows = {"text": ["what is it"], "text_pair": ["a thing"], "label": [None]}
+    with pytest.raises(DataError, match="windows of 6 tokens have no room for a question, its context and 3 special"):
+        TASK.encode(rows, tokenizer, 6)
 
 
 def test_spans_are_those_of_every_pair_tried():

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from distill.cli import app
 from distill.data.splits import load_splits
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, RecipeError, TeacherError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.ledger import claim
@@ -154,6 +154,24 @@ def test_bleu_is_that_of_sacrebleu():
 def test_architectures_of_this_task():
     assert find_task("auto", ["MarianMTModel"]) is TASK
     assert find_task("auto", ["T5ForConditionalGeneration"]) is TASK
+
+
+@pytest.mark.parametrize("named", [5, None])
+def test_a_decoder_starts_with_what_its_generation_config_names(start, tokenizer, named, tmp_path):
+    """mBART's config has none: its decoders start with a language, and never with token 0."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(start)
+    model.config.decoder_start_token_id = None
+    model.generation_config.decoder_start_token_id = named
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    if named is None:
+        with pytest.raises(TeacherError, match="nothing says what its decoder is shown before the first token"):
+            load_checkpoint(str(tmp_path / "teacher"), TASK)
+        return
+    teacher = load_checkpoint(str(tmp_path / "teacher"), TASK)
+    assert (teacher.padding.start, TASK.rules(teacher.model)["start"]) == (5, 5)
+    teacher.save(tmp_path / "student", TASK, 32)
+    assert load_checkpoint(str(tmp_path / "student"), TASK).padding.start == 5
 
 
 @pytest.fixture(scope="module")
