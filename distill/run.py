@@ -88,6 +88,7 @@ class Run:
         self.folder = recipe.folder
         self.work = self.folder / "work"
         self._said: dict[str, Array] = {}
+        self._cut: set[str] = set()
 
     @cached_property
     def card(self) -> TeacherCard | None:
@@ -236,10 +237,21 @@ class Run:
     def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
         encoded = encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
+        self._say_cut(rows, encoded.cut)
         if self.task.follows and any(rows is split for split in (self.splits.validation, self.splits.test)):
             said: dict[str, Any] = {**encoded.given, self.task.follows: self.said_by_teacher(rows)}
             encoded = replace(encoded, given=said)
         return encoded
+
+    def _say_cut(self, rows: Any, cut: int) -> None:
+        """Says once of each split how many of its rows are too long."""
+        splits = {name: getattr(self.splits, name) for name in ("train", "validation", "test", "unlabelled")}
+        for name in [name for name, split in splits.items() if cut and rows is split and name not in self._cut]:
+            self._cut.add(name)
+            self.progress.say(
+                f"{cut:,} of {len(rows):,} {name} texts lose their end: they are longer than data.max_length = "
+                f"{self.recipe.data.max_length} tokens allows"
+            )
 
     def said_by_teacher(self, rows: Any) -> Array:
         """The teacher's output for a split that the task takes for labels."""
@@ -320,7 +332,7 @@ class Run:
     def transfer(self) -> Encoded:
         """The transfer set as the teacher reads it."""
         encoded = self.transfer_set(self.teacher)
-        if encoded.cut:
+        if encoded.cut and not self._cut & {"train", "unlabelled"}:
             self.progress.say(
                 f"{encoded.cut:,} of {len(encoded):,} texts are longer than data.max_length = "
                 f"{self.recipe.data.max_length} tokens and lose their end"

@@ -76,6 +76,13 @@ def test_predict_answers_on_standard_output(tiny_bundle):
     assert pair.rstrip().endswith("one | two")
 
 
+def test_predict_says_that_a_text_lost_its_end(tiny_bundle):
+    done = RUNNER.invoke(app, ["predict", str(tiny_bundle), "where is my card", "card " * 60, "card " * 61, "--json"])
+    assert done.stderr == "2 texts are longer than 48 tokens and lost their end\n"
+    assert len(done.stdout.splitlines()) == 3
+    assert RUNNER.invoke(app, ["predict", str(tiny_bundle), "where is my card"]).stderr == ""
+
+
 def test_verify_says_ok_and_fails_by_its_exit_code(tiny_bundle, tmp_path):
     import shutil
 

@@ -157,6 +157,9 @@ class Bundle:
         padding: Values that fill short rows, by input.
         folder: Where it came from, for errors.
         images: How images are read, where they are.
+
+    Attributes:
+        cut: How many of the texts asked so far were longer than the maximum and lost their end.
     """
 
     def __init__(
@@ -183,6 +186,7 @@ class Bundle:
         self._padding = padding
         self.tokenizer: Any = tokenizer
         self.images = images
+        self.cut = 0
         if tokenizer is None:
             return
         tokenizer.no_padding()
@@ -254,6 +258,7 @@ class Bundle:
         if self.prefix:
             texts = [self.head.prefixed(text, self.prefix) for text in texts]
         found = self.head.windows(self.reader, texts)
+        self.cut += sum(any(one.cut for one in row) for row in found)
         windows = [one for row in found for one in row]
         said: dict[int, dict[str, Array]] = {}
         order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))

@@ -27,6 +27,7 @@ class Window:
         words: Number of the word of each token, None for special tokens.
         sequences: 0 for tokens of the first text, 1 for the second, None for special tokens.
         pixels: (C, H, W) uint8 of an image, which has no tokens.
+        cut: The text is longer, and what is behind this is read nowhere.
     """
 
     ids: Sequence[int]
@@ -35,6 +36,7 @@ class Window:
     words: Sequence[int | None]
     sequences: Sequence[int | None]
     pixels: Any = field(default=None, kw_only=True)
+    cut: bool = field(default=False, kw_only=True)
 
 
 class Prediction(Protocol):
@@ -85,7 +87,10 @@ class Head(ABC):
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
-        return [[window(one) for one in (found, *self._rest(found))] for found in encode_texts(tokenizer, texts)]
+        return [
+            [window(one, cut=bool(one.overflowing) and not self.stride) for one in (found, *self._rest(found))]
+            for found in encode_texts(tokenizer, texts)
+        ]
 
     def prefixed(self, text: Text, prefix: str) -> Text:
         """The text, or the first of two, with the words that stand before every one; what is no text stays."""
@@ -127,9 +132,9 @@ class Head(ABC):
         return outputs[self.proof]
 
 
-def window(encoding: Any) -> Window:
+def window(encoding: Any, *, cut: bool = False) -> Window:
     """What `tokenizers` found, kept."""
-    return Window(encoding.ids, encoding.type_ids, encoding.offsets, encoding.word_ids, encoding.sequence_ids)
+    return Window(encoding.ids, encoding.type_ids, encoding.offsets, encoding.word_ids, encoding.sequence_ids, cut=cut)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:

@@ -64,7 +64,12 @@ class Retriever(Head):
 
 def _window(words: Any, images: Any, given: Any) -> Window:
     if isinstance(given, tuple) and len(given) == 2:
-        return replace(window(encode_texts(words, [given[1]])[0]), pixels=images.pixels(given[0]))
+        return replace(_words(words, given[1]), pixels=images.pixels(given[0]))
     if isinstance(given, str) and Path(given).suffix.lower() not in SUFFIXES:
-        return window(encode_texts(words, [given])[0])
+        return _words(words, given)
     return seen(images.pixels(given))
+
+
+def _words(tokenizer: Any, text: str) -> Window:
+    (found,) = encode_texts(tokenizer, [text])
+    return window(found, cut=bool(found.overflowing))

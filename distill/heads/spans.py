@@ -118,7 +118,11 @@ class Reader(Head):
             pairs = [(cut_question(tokenizer, question, most), context) for question, context in texts]
         finally:
             tokenizer.enable_truncation(**settings)
-        return [[window(one) for one in (found, *found.overflowing)] for found in encode_texts(tokenizer, pairs)]
+        lost = [len(short) < len(question) for (short, _), (question, _) in zip(pairs, texts, strict=True)]
+        return [
+            [window(one, cut=cut) for one in (found, *found.overflowing)]
+            for found, cut in zip(encode_texts(tokenizer, pairs), lost, strict=True)
+        ]
 
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Answer:
         """The best span over all windows; none where `null_threshold` is given and no answer beats the best by more."""

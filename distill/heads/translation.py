@@ -67,6 +67,7 @@ class Translator(Head):
                     found.sequence_ids,
                     encode_texts(tokenizer, [text[1]])[0].ids if isinstance(text, tuple) else None,
                     tokenizer,
+                    cut=bool(found.overflowing),
                 )
             ]
             for text, found in zip(texts, sources, strict=True)

@@ -147,7 +147,8 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     right = found.metrics[task.metric]
     verdict.facts[task.metric] = right
     verdict.facts["rows"] = len(rows.texts)
-    verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {len(rows.texts):,} rows of {source}")
+    cut = f"; {encoded.cut:,} of them lose their end at {bundle.max_length} tokens" if encoded.cut else ""
+    verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {len(rows.texts):,} rows of {source}{cut}")
     return verdict
 
 

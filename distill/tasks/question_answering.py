@@ -47,8 +47,10 @@ class QuestionAnswering(Task):
         given = {"text": list(rows["text"]), "text_pair": list(rows["text_pair"]), "label": list(rows["label"])}
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
+        asked = [cut_question(backend, question, int(QUESTION * max_length)) for question in given["text"]]
+        cut = sum(len(one) < len(whole) for one, whole in zip(asked, given["text"], strict=True))
         tokens = tokenizer(
-            [cut_question(backend, question, int(QUESTION * max_length)) for question in given["text"]],
+            asked,
             given["text_pair"],
             truncation="only_second",
             max_length=max_length,
@@ -71,7 +73,7 @@ class QuestionAnswering(Task):
                     given["label"][row], *(ragged[name][-1] for name in ("inside", "begins", "ends"))
                 )
         packed = pack(ragged, {SOURCE: source, "labels": labels})
-        return Encoded(packed.ragged, packed.flat, packed.offsets, given=given)
+        return Encoded(packed.ragged, packed.flat, packed.offsets, cut=cut, given=given)
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """input_ids, attention_mask, token_type_ids, inside (B, L); labels, scored (B, 2); example (B,)."""

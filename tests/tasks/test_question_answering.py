@@ -92,6 +92,17 @@ def test_a_small_window_repeats_as_much_as_there_is_room_for(tokenizer, size):
     assert [list(one.ids) for one in windows] == [row["input_ids"].tolist() for row in encoded]
 
 
+def test_questions_that_lose_their_end_are_counted(tokenizer):
+    questions, contexts = ["why", "what is " * 12], ["a thing"] * 2
+    rows = {"text": questions, "text_pair": contexts, "label": [None] * 2}
+    assert TASK.encode(rows, tokenizer, 32).cut == 1
+    assert TASK.encode(rows, tokenizer, 64).cut == 0
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.enable_truncation(32, stride=8, strategy="only_second")
+    found = HEADS[TASK.name].windows(backend, list(zip(questions, contexts, strict=True)))
+    assert [any(one.cut for one in row) for row in found] == [False, True]
+
+
 def test_a_window_without_room_for_a_context_is_refused(tokenizer):
     rows = {"text": ["what is it"], "text_pair": ["a thing"], "label": [None]}
     with pytest.raises(DataError, match="windows of 6 tokens have no room for a question, its context and 3 special"):
