@@ -72,7 +72,7 @@ def finished(rows, run_example, rows_file, tmp_path_factory):
     tokenizer.save_pretrained(start)
     files = {name: rows_file(part, name) for name, part in rows.items()}
     return run_example(
-        "text-classification",
+        "multilingual",
         *(f'data.{name}="{path}"' for name, path in files.items()),
         f'teacher={{start="{start}", finetune={{epochs=4, learning_rate=2e-3}}}}',
         "training={epochs=3, learning_rate=2e-3, baseline=false}",
