@@ -28,6 +28,7 @@ from distill.export.precision import store_floats_within
 from distill.export.quantize import LARGEST
 from distill.export.runtime import OnnxModel
 from distill.learning import train_for_int8
+from distill.readers import ImageReader
 from distill.run import Run
 from distill.shipping.stage import lengths_of, settings_of, shipped_file, target_of, versions
 from distill.tasks import Batch, Encoded, Padding, Task
@@ -73,9 +74,11 @@ def export(run: Run) -> dict[str, Any]:
 
 def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
     settings, rules = settings_of(run, checkpoint), run.task.rules(checkpoint.model)
+    seen = dict(checkpoint.tokenizer.config) if isinstance(checkpoint.tokenizer, ImageReader) else {}
     return {
         **({"distill.settings": json.dumps(settings)} if settings else {}),
         **({"distill.rules": json.dumps(rules)} if rules else {}),
+        **({"distill.preprocessing": json.dumps(seen, sort_keys=True)} if seen else {}),
         **({"distill.prefix": run.recipe.data.prefix} if run.recipe.data.prefix else {}),
         "distill.format": "1",
         "distill.task": run.task.name,

@@ -219,6 +219,8 @@ def test_a_vit_goes_the_whole_way(finished, pictures):
     assert bundle.max_length == 17
     paths = [str(folder / f"{number}.png") for number in range(20)]
     found = bundle.predict(paths)
+    written = json.loads((result.bundle / "preprocessor_config.json").read_text("utf-8"))
+    assert json.loads(bundle.model.metadata["distill.preprocessing"]) == written
     assert [one.probabilities for one in bundle.predict(list(images))] == [one.probabilities for one in found]
     ask = pipeline("image-classification", str(result.folder / "student"), top_k=1)
     for one, (best,) in zip(found, ask(paths), strict=True):
