@@ -23,9 +23,9 @@ from distill.teacher import Teacher, use_bf16
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import row_embedding
 from distill.training.quick import quick
-from distill.training.rhythm import Rhythm, latest_checkpoint
+from distill.training.rhythm import Rhythm, where_to_begin
 from distill.training.step_clock import StepClock
-from distill.training.trainer import DistillationModule, DistillationTrainer, sometimes_unused
+from distill.training.trainer import DistillationModule, DistillationTrainer, pieces_of, sometimes_unused
 
 __all__ = ["DistillationModule", "DistillationTrainer", "fit", "flush_denormals", "tensor_collate"]
 
@@ -72,7 +72,8 @@ def fit(
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
-    args, steps = _arguments(settings, len(encoded), folder, seed)
+    checkpoint, began = processes.agree(lambda: where_to_begin(folder, processes.count()))
+    args, steps = _arguments(settings, len(encoded), folder, seed, began)
     if settings.freeze_embeddings:
         freeze_embeddings(student)
     flush_denormals()
@@ -91,19 +92,22 @@ def fit(
         if processes.count() > 1:  # else DDP looks through the whole graph in every step, and says so
             args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
         trainer = DistillationTrainer(
-            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock
-        )
-        if not processes.is_main():
-            torch.manual_seed(seed + processes.number())  # each process drops out other units
-        checkpoint = processes.agree(lambda: str(latest_checkpoint(folder) or ""))
+            student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock,
+            began,
+        )  # fmt: skip
+        if checkpoint or not processes.is_main():
+            # Each process drops out other units; a checkpoint has the state of those that wrote it, new ones draw anew.
+            torch.manual_seed(seed + processes.number() + int(checkpoint.rpartition("-")[2] or 0))
         trainer.train(resume_from_checkpoint=checkpoint or None)
         trainer.close()
     return [_point(entry, task.metric) for entry in trainer.state.log_history if _is_point(entry, task.metric)]
 
 
-def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> tuple[TrainingArguments, int]:
-    """What the Trainer is told, and the optimiser's steps an epoch."""
-    batches = -(-rows // (settings.batch_size * processes.count()))
+def _arguments(
+    settings: TrainingRecipe, rows: int, folder: Path, seed: int, began: int
+) -> tuple[TrainingArguments, int]:
+    """What the Trainer is told, and the optimiser's steps an epoch: those of the processes that began the run."""
+    batches = -(-rows // (settings.batch_size * began))
     steps = -(-batches // settings.gradient_accumulation)
     total = max(1, round(steps * settings.epochs))
     on_gpu = torch.cuda.is_available()
@@ -111,7 +115,7 @@ def _arguments(settings: TrainingRecipe, rows: int, folder: Path, seed: int) -> 
         output_dir=str(folder),
         max_steps=total,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation * pieces_of(began, processes.count()),
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * total),
         weight_decay=settings.weight_decay,

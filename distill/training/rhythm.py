@@ -77,6 +77,18 @@ def best_metric(folder: Path) -> float:
     return float(facts["value"]) if facts else float("-inf")
 
 
+def where_to_begin(folder: Path, count: int) -> tuple[str, int]:
+    """The newest complete checkpoint, empty where there is none, and how many processes began the run.
+
+    Args:
+        folder: The run's own.
+        count: How many there are now.
+    """
+    path = latest_checkpoint(folder)
+    facts = (read_json(path / COMPLETE) if path else None) or {}
+    return str(path or ""), int(facts.get("processes", count))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; incomplete ones, left by a killed process, are removed."""
     complete = []

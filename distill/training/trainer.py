@@ -99,6 +99,11 @@ def sometimes_unused(student: Any, objective: Objective, teacher: Teacher | None
         student.train(training)
 
 
+def pieces_of(began: int, count: int) -> int:
+    """Batches in which a process works off its part of a batch, so that none holds more rows than `began` ones held."""
+    return -(-began // count)
+
+
 class DistillationTrainer(transformers.Trainer):
     """A `transformers.Trainer` whose step distils.
 
@@ -118,6 +123,7 @@ class DistillationTrainer(transformers.Trainer):
         vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
+        began: How many processes began the run: a batch stays as large as theirs together. 0 means as many as now.
     """
 
     control: TrainerControl
@@ -136,8 +142,10 @@ class DistillationTrainer(transformers.Trainer):
         vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
         by_rows: nn.Embedding | None = None,
         clock: StepClock | None = None,
+        began: int = 0,
     ) -> None:
         self.clock = clock or StepClock()
+        self._began = began or processes.count()
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
@@ -166,12 +174,13 @@ class DistillationTrainer(transformers.Trainer):
         """Batches of like length; their order is a pure function of (seed, epoch)."""
         number, count = self.accelerator.process_index, self.accelerator.num_processes
         whole = LengthBucketSampler(
-            self.train_dataset.lengths, self.args.per_device_train_batch_size * count, seed=self.args.seed
+            self.train_dataset.lengths, self.args.per_device_train_batch_size * self._began, seed=self.args.seed
         )
         self._order = whole
+        pieces = pieces_of(self._began, count)
         loader: DataLoader = DataLoader(
             self.train_dataset,
-            batch_sampler=whole if count == 1 else ProcessBatches(whole, number, count),
+            batch_sampler=whole if self._began == count == 1 else ProcessBatches(whole, number, count, pieces),
             collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
@@ -330,4 +339,4 @@ class DistillationTrainer(transformers.Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for path in folder.iterdir():
                 sync(path)
-            write_json(folder / COMPLETE, {"step": self.state.global_step})
+            write_json(folder / COMPLETE, {"step": self.state.global_step, "processes": self._began})
