@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _LONGEST = timedelta(hours=24)
-"""How long one process waits for another: labelling is done by the first alone."""
+"""How long one process waits for another: the first alone cleans and encodes."""
 
 
 def number() -> int:
@@ -72,13 +72,62 @@ def agree(decide: Callable[[], T]) -> T:
     import torch
     import torch.distributed
 
-    text = json.dumps(decide()).encode() if is_main() else b""
+    text = bytearray(json.dumps(decide()).encode() if is_main() else b"")
     size = torch.tensor([len(text)])
     torch.distributed.broadcast(size, 0)
-    data = torch.tensor(list(text), dtype=torch.uint8) if is_main() else torch.empty(int(size), dtype=torch.uint8)
+    data = torch.frombuffer(text, dtype=torch.uint8) if is_main() else torch.empty(int(size), dtype=torch.uint8)
     torch.distributed.broadcast(data, 0)
-    agreed: Any = json.loads(bytes(data.tolist()))
+    agreed: Any = json.loads(data.numpy().tobytes())
     return agreed
+
+
+def yes(decide: Callable[[], bool]) -> bool:
+    """`agree` for a yes or no that is asked in every step: one number on its way."""
+    if count() == 1:
+        return decide()
+    import torch
+    import torch.distributed
+
+    said = torch.tensor([1 if is_main() and decide() else 0], dtype=torch.uint8)
+    torch.distributed.broadcast(said, 0)
+    return bool(said)
+
+
+def gather(own: T) -> list[T]:
+    """What each process gives, in the order of their numbers, in every process.
+
+    Args:
+        own: What this process gives: anything that can be pickled.
+    """
+    if count() == 1:
+        return [own]
+    import torch.distributed
+
+    given: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(given, own)
+    return given
+
+
+def part() -> slice:
+    """Which of many things this process works off, where each is one process's: `things[part()]`."""
+    return slice(number() if count() > 1 else 0, None, count())
+
+
+def device() -> Any:
+    """The `torch.device` of this process while it works with others: its card, or the processor."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def first_then_all(work: Callable[[], T]) -> T:
+    """What `work` gives in each process; the first is done with it, and has written what the others read, before."""
+    if not is_main():
+        wait()
+    made = work()
+    if is_main():
+        wait()
+    return made
 
 
 def wait() -> None:
