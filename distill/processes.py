@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from distill.errors import TrainingError
+
 T = TypeVar("T")
 _LONGEST = timedelta(hours=24)
 """How long one process waits for another: the first alone cleans and encodes."""
@@ -43,10 +45,15 @@ def alone() -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Joins the processes that a launcher started; does nothing where there is only this one."""
+    """Joins the processes that a launcher started; does nothing where there is only this one.
+
+    Raises:
+        TrainingError: The launcher asks for a way to divide the model that is not read here.
+    """
     if alone():
         yield
         return
+    _refuse_plugins()
     import torch
     import torch.distributed
 
@@ -59,6 +66,18 @@ def together() -> Iterator[None]:
     yield  # after an error nothing waits for the others: the launcher ends them
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def _refuse_plugins() -> None:
+    """`accelerate launch` tells by the environment what its configuration asks for."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise TrainingError(
+                f"accelerate's settings of {name} are not read",
+                where="accelerate launch",
+                fix='Set training.sharding = "fsdp" in the recipe, and launch without them (`accelerate launch '
+                "--multi_gpu`, or torchrun).",
+            )
 
 
 def agree(decide: Callable[[], T]) -> T:

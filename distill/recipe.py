@@ -57,6 +57,10 @@ class TeacherRecipe(_Section):
         [], description="One for the first model and one for each further one; empty counts all alike."
     )
     batch_size: int = Field(64, ge=1, description="Sentences a forward pass when labelling.")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="Where it runs beside the student in several processes: whole in each, or `fsdp`, a part in each.",
+    )
     finetune: FinetuneRecipe = Field(default_factory=FinetuneRecipe, description="Used with `start`.")
 
 
@@ -214,6 +218,11 @@ class TrainingRecipe(_Section):
     )
     freeze_embeddings: bool = Field(False, description="Leaves inherited embeddings as they are: faster steps.")
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="In several processes: the whole student in each (DDP), or `fsdp`, in each a part of its weights, "
+        "gradients and optimiser.",
+    )
     profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")
     baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")
 
@@ -355,6 +364,7 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"`teacher.ensemble_weights` must be {len(members) + 1} numbers; got {weights!r}")
     elif weights and not any(weights):
         problems.append(f"`teacher.ensemble_weights` must not all be 0; got {weights!r}")
+    problems += _sharding(values)
     augment = data.get("augment") or {}
     if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
         problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")
@@ -364,3 +374,14 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")
     return problems
+
+
+def _sharding(values: Mapping[str, Any]) -> list[str]:
+    """A student in parts writes no texts of its own."""
+    training: Any = values.get("training") or {}
+    objective: Any = values.get("objective") or {}
+    on_policy = objective.get("on_policy") if isinstance(objective, Mapping) else None
+    share = on_policy.get("share") if isinstance(on_policy, Mapping) else None
+    if share and isinstance(training, Mapping) and training.get("sharding", "none") != "none":
+        return [f'`objective.on_policy.share` must be 0 with `training.sharding = "fsdp"`; got {share!r}']
+    return []

@@ -51,6 +51,7 @@ from distill.teacher import (
     use_bf16,
 )
 from distill.training.fit import tensor_collate
+from distill.training.sharding import sharded_copy
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
 """Of more tokens than the first, `cache.top_k = "auto"` keeps as many as the second."""
@@ -469,8 +470,13 @@ class Run:
             further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
             return EnsembleTeacher([live, *further], self.shares)
 
+        def along(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
+            if self.recipe.teacher.sharding == "none" or processes.count() == 1 or self.others:
+                return teacher_of(taps)
+            return LiveTeacher(sharded_copy(self.teacher.model, processes.device()), taps, bf16=bf16)
+
         if not self.task.cached or self.recipe.objective.on_policy.share:
-            return teacher_of(objective.teacher_taps)
+            return along(objective.teacher_taps)
         inputs = self.cache_inputs(objective)
         if inputs["top_k"]:
             check_top_k(objective.plans)
@@ -484,6 +490,7 @@ class Run:
             inputs=inputs,
             batch_size=self.recipe.teacher.batch_size,
             text_of=self.text_of,
+            along=along,
             progress=self.progress,
         )
 

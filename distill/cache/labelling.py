@@ -24,6 +24,7 @@ def label_rows(
     max_bytes: int = 0,
     batch_size: int = 64,
     text_of: Callable[[int], str] | None = None,
+    along: Callable[[Iterable[str]], Recorded] | None = None,
     progress: Progress = SILENT,
 ) -> Recorded:
     """A teacher for training: cached, live for what does not fit, or live altogether.
@@ -38,6 +39,7 @@ def label_rows(
         max_bytes: What the cache may take; 0 for no limit.
         batch_size: Rows a forward pass.
         text_of: The text of a row, for errors.
+        along: As `teacher_of`, for what is asked in every step; the same where none is given.
         progress: Told once what is kept how, and why.
 
     Raises:
@@ -53,8 +55,9 @@ def label_rows(
     index = read_index(folder)
     if index is None or index["key"] != made_from(key):
         progress.say(line)
+    along = along or teacher_of
     if kept == "live" and not taps & ON_LOGITS:
-        return live
+        return along(taps)
     if kept == "live":
         logits = teacher_of(taps & ON_LOGITS)
         written: Recorded = TopKTeacher(logits, top_k) if top_k else logits
@@ -63,4 +66,4 @@ def label_rows(
     cached = build_cache(
         written, encoded, collate, folder, key=key, batch_size=batch_size, text_of=text_of, progress=progress
     )
-    return MixedTeacher(cached, teacher_of(taps - ON_LOGITS), encoded, collate) if kept == "live" else cached
+    return MixedTeacher(cached, along(taps - ON_LOGITS), encoded, collate) if kept == "live" else cached

@@ -24,6 +24,7 @@ from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import row_embedding
 from distill.training.quick import quick
 from distill.training.rhythm import Rhythm, where_to_begin
+from distill.training.sharding import ShardedTrainer
 from distill.training.step_clock import StepClock
 from distill.training.trainer import DistillationModule, DistillationTrainer, pieces_of, sometimes_unused
 
@@ -78,7 +79,8 @@ def fit(
         freeze_embeddings(student)
     flush_denormals()
     transformers.set_seed(seed)
-    by_rows = row_embedding(student) if args.use_cpu else None
+    by_rows = row_embedding(student) if args.use_cpu and settings.sharding == "none" else None
+    sharded = settings.sharding == "fsdp" and processes.count() > 1
     with progress.stage(name, total=args.max_steps, unit="steps") as stage, quick(student):
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
@@ -89,9 +91,9 @@ def fit(
         def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
             return task.vary(row, seed, epoch)
 
-        if processes.count() > 1:  # else DDP looks through the whole graph in every step, and says so
+        if processes.count() > 1 and not sharded:  # else DDP looks through the whole graph in every step, and says so
             args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
-        trainer = DistillationTrainer(
+        trainer = (ShardedTrainer if sharded else DistillationTrainer)(
             student, objective, teacher, encoded, collate, args, evaluation, callbacks, on_policy, vary, by_rows, clock,
             began,
         )  # fmt: skip

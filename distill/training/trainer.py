@@ -149,7 +149,7 @@ class DistillationTrainer(transformers.Trainer):
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
-        module = DistillationModule(student, objective, self.clock)
+        module = self._place(DistillationModule(student, objective, self.clock), args)
         super().__init__(
             model=module,
             args=args,
@@ -164,6 +164,9 @@ class DistillationTrainer(transformers.Trainer):
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
         self._table = by_rows
+
+    def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
+        return module
 
     @property
     def student(self) -> Any:
