@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,11 +17,11 @@ from distill.training.trainer import pieces_of
 @pytest.fixture
 def recipe(quiet_teacher, intents_folder):
     def make(training):
-        train, validation = (str(intents_folder / f"{split}.csv") for split in ("train", "validation"))
+        data = {split: str(intents_folder / f"{split}.csv") for split in ("train", "validation", "test")}
         return {
             "teacher": {"checkpoint": str(quiet_teacher)},
             "student": {"layers": 1},
-            "data": {"train": train, "validation": validation, "max_length": 32},
+            "data": {**data, "max_length": 32},
             "training": {
                 "epochs": 1, "learning_rate": 1e-3, "precision": "fp32", "baseline": False, "checkpoint_seconds": 0.05,
                 **training,
@@ -31,7 +32,13 @@ def recipe(quiet_teacher, intents_folder):
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
-    launch(alone=(1, recipe({"batch_size": 22})), both=(2, recipe({"batch_size": 11}))).end()
+    """And measured together they say what one says, bit for bit: three batches of test rows, the last one shorter."""
+    launch("", "evaluate", alone=(1, recipe({"batch_size": 22})), both=(2, recipe({"batch_size": 11}))).end()
+    said = [np.load(tmp_path / name / "work" / "teacher_test.npz") for name in ("alone", "both")]
+    assert len(said[0]["logits"]) == 80
+    assert all(np.array_equal(said[0][name], said[1][name]) for name in said[0].files)
+    measured = [facts_of(tmp_path / name, "evaluate")["models"]["teacher"]["metrics"] for name in ("alone", "both")]
+    assert measured[0] == measured[1]
     losses = [[point["loss"] for point in curve(tmp_path / name) if "loss" in point] for name in ("alone", "both")]
     weights, shared = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("alone", "both"))
     assert len(losses[0]) >= 10
@@ -56,9 +63,12 @@ DistillationTrainer._save_checkpoint = save_and_die
 """Runs called from... end without a word at their first checkpoint from step 10 on, unless they began at one."""
 
 
+def facts_of(folder, stage):
+    return json.loads((folder / "work" / "state" / f"{stage}.json").read_text())["facts"]
+
+
 def curve(folder):
-    facts = json.loads((folder / "work" / "state" / "train.json").read_text())["facts"]
-    return facts["curve"]
+    return facts_of(folder, "train")["curve"]
 
 
 def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path, launch, recipe):
