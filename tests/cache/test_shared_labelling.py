@@ -17,8 +17,19 @@ def write_and_die(path, content):
         died.touch()
         os._exit(0)
 made.write_shard = write_and_die
+
+import pathlib
+import distill.run
+import distill.data.packing as packing
+distill.run.LARGE = 1
+pack = packing._write
+def pack_and_tell(parts, folder):
+    recipe = pathlib.Path(json.loads(sys.argv[1])[0][0])
+    recipe.with_name("packed-by-" + os.environ["RANK"]).touch()
+    return pack(parts, folder)
+packing._write = pack_and_tell
 """
-"""Shards of 16 rows; in the run that is called so, each process ends without a word after a few of them."""
+"""Shards of 16 rows, token ids on disk; in the run `killed` each process ends without a word after a few shards."""
 
 
 @pytest.fixture
@@ -37,6 +48,7 @@ def files(folder):
 
 
 def test_one_process_and_two_write_the_same_bytes(tmp_path, launch, recipe):
+    """And only the first one packs what all of them read."""
     launch(BEFORE, "label", one=(1, recipe), two=(2, recipe), killed=([2, 2], recipe)).end()
     alone = files(tmp_path / "one")
     assert len(alone) > 10
@@ -44,3 +56,5 @@ def test_one_process_and_two_write_the_same_bytes(tmp_path, launch, recipe):
     assert files(tmp_path / "two") == alone
     assert len(list((tmp_path / "killed" / "work").glob("died-?"))) == 2
     assert files(tmp_path / "killed") == alone
+    assert [path.name for path in tmp_path.glob("packed-by-*")] == ["packed-by-0"]
+    assert len(list((tmp_path / "two" / "work" / "encoded").iterdir())) == 1
