@@ -40,7 +40,7 @@ class Rhythm(TrainerCallback):
         # Measured at a step's end and before its checkpoint, so that a resume never skips a measurement.
         if state.global_step % self.steps_per_epoch == 0 or state.global_step == state.max_steps:
             control.should_evaluate = control.should_log = True
-        if processes.agree(lambda: time.monotonic() - self._saved_at > self.every_seconds):
+        if processes.yes(lambda: time.monotonic() - self._saved_at > self.every_seconds):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

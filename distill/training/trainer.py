@@ -227,7 +227,10 @@ class DistillationTrainer(transformers.Trainer):
             for unit, count in objective.counts(batch).items():
                 own = torch.zeros_like(count) if IDLE in batch else count
                 counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
-        return batches, {unit: self.accelerator.reduce(count, "sum") for unit, count in counts.items()}
+        if not counts:
+            return batches, {}
+        together = self.accelerator.reduce(torch.stack(list(counts.values())), "sum")  # one number a unit, in one go
+        return batches, dict(zip(counts, together.unbind(), strict=True))
 
     def _rewritten(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """The batch, or what the student makes of its beginning."""
