@@ -22,11 +22,8 @@ def recipe(quiet_teacher, intents_folder):
             "teacher": {"checkpoint": str(quiet_teacher)},
             "student": {"layers": 1},
             "data": {**data, "max_length": 32},
-            "training": {
-                "epochs": 1, "learning_rate": 1e-3, "precision": "fp32", "baseline": False, "checkpoint_seconds": 0.05,
-                **training,
-            },
-        }  # fmt: skip
+            "training": {"epochs": 1, "learning_rate": 1e-3, "precision": "fp32", "baseline": False, **training},
+        }
 
     return make
 
@@ -73,8 +70,9 @@ def curve(folder):
 
 def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path, launch, recipe):
     """Each would lose or repeat a part of the training, and end at another rate, if steps were counted by its own."""
-    many, few = recipe({"batch_size": 16, "epochs": 3}), recipe({"batch_size": 8, "epochs": 3})
-    launch(DYING, undisturbed=(1, many), from_one=([1, 2], many), from_two=([2, 1], few)).end()
+    whole = recipe({"batch_size": 16, "epochs": 2})
+    many, few = (recipe({"batch_size": rows, "epochs": 2, "checkpoint_seconds": 0.05}) for rows in (16, 8))
+    launch(DYING, undisturbed=(1, whole), from_one=([1, 2], many), from_two=([2, 1], few)).end()
     whole = curve(tmp_path / "undisturbed")
     assert len(whole) > 20
     for name in ("from_one", "from_two"):
@@ -90,8 +88,9 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path, launc
         quiet_teacher, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
     )
     teacher.save_pretrained(quiet_teacher)
-    wanted = recipe({"epochs": 4, "precision": "auto", "batch_size": 8})
-    run = launch(whole=(2, wanted), killed=(2, wanted))
+    wanted = {"epochs": 2, "precision": "auto", "batch_size": 8}
+    whole, wanted = recipe(wanted), recipe({**wanted, "checkpoint_seconds": 0.05})
+    run = launch(whole=(2, whole), killed=(2, wanted))
     run.kill_when(tmp_path / "killed", "work/train/checkpoint-1?/complete.json")
     launch(killed=(2, wanted)).end()
     one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "killed"))

@@ -123,8 +123,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, launch, recipe,
         quiet_teacher, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
     )
     teacher.save_pretrained(quiet_teacher)
-    wanted = recipe({"epochs": 3, "sharding": "fsdp", "checkpoint_seconds": 0.05})
-    run = launch(undisturbed=(2, wanted), killed=(2, wanted))
+    wanted = {"epochs": 2, "sharding": "fsdp"}
+    whole, wanted = recipe(wanted), recipe({**wanted, "checkpoint_seconds": 0.05})
+    run = launch(undisturbed=(2, whole), killed=(2, wanted))
     run.kill_when(tmp_path / "killed", "work/train/checkpoint-1?/complete.json")
     launch(killed=(2, wanted)).end()
     one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("undisturbed", "killed"))
