@@ -3,7 +3,8 @@
     python benchmarks/scaling.py benchmarks/results/2026-11-23-million-epyc-2-cores.json
 
 Bytes and processor seconds of a sentence are measured (`million.py`); what GPUs and networks do is assumed, and said.
-Every process is taken to clean, encode, label and sample its own part of the set; the last table says how far one gets.
+The work is taken to be divided evenly over all processes, as labelling and training are; cleaning and encoding are the
+first process's alone, and the last table says how far one gets.
 """
 
 from __future__ import annotations
@@ -105,8 +106,9 @@ def costs(
     """A row for each number of GPUs: hours by stage, and the network of a step."""
     tokens = measured["tokens"]
     lines = [
-        "| GPUs | clean + encode h | label h | train h | of it network h | all h | GPU-hours | batch of all GPUs |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| GPUs | clean + encode h | label h | train h | of it network h | all h | GPU-hours | batch of all GPUs | "
+        "a GPU sends |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for gpus in (8, 16, 32, 64, 128, 256, 512):
         prepare = sentences * (measured["clean"] + measured["encode"]) / (gpus * cluster.cores)
@@ -117,8 +119,20 @@ def costs(
         hours = [prepare / HOUR, label / HOUR, train / HOUR, steps * exchange / HOUR]
         total = sum(hours[:3])
         cells = [f"{gpus}", *(f"{value:.3f}" for value in hours), f"{total:.3f}", f"{total * gpus:.1f}"]
-        lines.append(f"| {' | '.join([*cells, f'{gpus * cluster.batch:,}'])} |")
+        cells += [f"{gpus * cluster.batch:,}", f"{steps * sent(student, gpus) / 1e12:.2f} TB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    one = sent(student, 512)
+    lines += [
+        "",
+        f"a step sends {one / 1e6:,.0f} MB a GPU with DDP, {1.5 * one / 1e6:,.0f} MB with FSDP: weights are gathered "
+        "forward and backward, gradients divided once",
+    ]
     return "\n".join([*lines, ""])
+
+
+def sent(student: Shape, gpus: int) -> float:
+    """Bytes that a GPU sends in a step: a ring's all-reduce of the gradients, in fp32."""
+    return 2 * 4 * student.parameters * (gpus - 1) / gpus
 
 
 def step(
@@ -127,8 +141,7 @@ def step(
     """Seconds of a training step: forward and backward (3 times the forward pass), and the exchange that is left."""
     tokens = (batch or cluster.batch) * measured["tokens"]
     compute = 3 * tokens * student.forward(measured["tokens"]) / (cluster.flops * cluster.train_mfu)
-    sent = 2 * 4 * student.parameters * (gpus - 1) / gpus  # ring all-reduce, fp32
-    return compute, (1 - cluster.overlap) * sent / cluster.network
+    return compute, (1 - cluster.overlap) * sent(student, gpus) / cluster.network
 
 
 def keeping(measured: dict[str, float], teacher: Shape, cluster: Cluster, sentences: float) -> str:

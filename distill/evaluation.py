@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill import processes
 from distill.errors import DataError, VerificationError
 from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
@@ -109,16 +110,19 @@ def predict_rows(
     """Runs every row, rows of like length together, and gives the outputs in the order of the rows.
 
     Of outputs with a value for each token, padding is left out and rows stand end to end, as in `encoded.ragged`.
+    Processes that work together share the batches, which are those of one process, and all get all outputs.
 
     Raises:
         VerificationError: An output is not finite.
     """
     order = np.argsort(encoded.lengths, kind="stable")
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    own = batches[processes.part()]
     collected: dict[str, list[Array]] = {}
     by_token = task.by_token
-    with progress.stage(name, total=len(encoded), unit="sentences") if name else SILENT.stage("") as stage:
-        for begin in range(0, len(order), batch_size):
-            rows = [encoded[int(row)] for row in order[begin : begin + batch_size]]
+    with progress.stage(name, total=sum(map(len, own)), unit="sentences") if name else SILENT.stage("") as stage:
+        for numbers in own:
+            rows = [encoded[int(row)] for row in numbers]
             batch = task.collate(rows, padding)
             tokens = task.tokens(batch) if by_token else ()
             said = predictor.predict(batch)
@@ -128,10 +132,8 @@ def predict_rows(
                 parts = [row[:count] for row, count in zip(value, tokens, strict=True)] if key in by_token else value
                 collected.setdefault(key, []).extend(parts)
             stage.advance(len(rows))
-    back = np.argsort(order, kind="stable")
     outputs = {}
-    for key, values in collected.items():
-        ordered = [values[place] for place in back]
+    for key, ordered in _by_row(collected, own, len(encoded)).items():
         broken = [row for row, value in enumerate(ordered) if not np.isfinite(value).all()]
         if broken:
             raise VerificationError(
@@ -141,6 +143,23 @@ def predict_rows(
             )
         outputs[key] = np.concatenate(ordered) if key in by_token else np.stack(ordered)
     return outputs
+
+
+def _by_row(collected: Mapping[str, Sequence[Array]], batches: Sequence[Array], count: int) -> dict[str, list[Array]]:
+    """By output a value for each of `count` rows, from all processes.
+
+    Args:
+        collected: By output what this process found, in the order of its `batches`.
+        batches: Numbers of the rows that it ran.
+        count: Rows in all.
+    """
+    ordered: dict[str, list[Array]] = {}
+    for numbers, found in processes.gather(([int(row) for batch in batches for row in batch], dict(collected))):
+        for key, values in found.items():
+            rows = ordered.setdefault(key, [np.empty(0)] * count)
+            for row, value in zip(numbers, values, strict=True):
+                rows[row] = value
+    return ordered
 
 
 def evaluate(
@@ -162,7 +181,12 @@ def evaluate(
     if not task.labelled(encoded):
         raise DataError("no row has a label to compare with", where="evaluation", fix="Give labelled validation data.")
     outputs = predict_rows(predictor, encoded, task, padding, batch_size=batch_size, progress=progress, name=name)
-    return Evaluation(task.metrics(outputs, encoded, settings), outputs, encoded, settings)
+    metrics = processes.agree(lambda: _plain(task.metrics(outputs, encoded, settings)))
+    return Evaluation(metrics, outputs, encoded, settings)
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def by_group(found: Evaluation, groups: Sequence[str], task: Task) -> dict[str, dict[str, float]]:

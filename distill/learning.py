@@ -331,7 +331,8 @@ def measure(run: Run) -> dict[str, Any]:
                 "agreement": agreement(said["teacher"], evaluation, run.task),
                 **run.groups(evaluation),
             }
-        np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
+        if processes.is_main():
+            np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
         lines = [result_line(role, models[role], metric, len(run.splits.test)) for role in roles]
         for line in lines:
             run.progress.say(line)

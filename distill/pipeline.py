@@ -34,7 +34,7 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "report": shipping.report,
 }
 
-SHARED = ("teacher", "label", "train", "baseline")
+SHARED = ("teacher", "label", "train", "baseline", "evaluate")
 """What all processes of a launch do together; the rest is the first one's."""
 
 LAST = {

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from distill.errors import TrainingError
+
 T = TypeVar("T")
 _LONGEST = timedelta(hours=24)
-"""How long one process waits for another: labelling is done by the first alone."""
+"""How long one process waits for another: the first alone cleans and encodes."""
 
 
 def number() -> int:
@@ -43,10 +45,15 @@ def alone() -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Joins the processes that a launcher started; does nothing where there is only this one."""
+    """Joins the processes that a launcher started; does nothing where there is only this one.
+
+    Raises:
+        TrainingError: The launcher asks for a way to divide the model that is not read here.
+    """
     if alone():
         yield
         return
+    _refuse_plugins()
     import torch
     import torch.distributed
 
@@ -61,6 +68,18 @@ def together() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+def _refuse_plugins() -> None:
+    """`accelerate launch` tells by the environment what its configuration asks for."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise TrainingError(
+                f"accelerate's settings of {name} are not read",
+                where="accelerate launch",
+                fix='Set training.sharding = "fsdp" in the recipe, and launch without them (`accelerate launch '
+                "--multi_gpu`, or torchrun).",
+            )
+
+
 def agree(decide: Callable[[], T]) -> T:
     """What the first process decides, in every process; the others wait for it.
 
@@ -72,13 +91,62 @@ def agree(decide: Callable[[], T]) -> T:
     import torch
     import torch.distributed
 
-    text = json.dumps(decide()).encode() if is_main() else b""
+    text = bytearray(json.dumps(decide()).encode() if is_main() else b"")
     size = torch.tensor([len(text)])
     torch.distributed.broadcast(size, 0)
-    data = torch.tensor(list(text), dtype=torch.uint8) if is_main() else torch.empty(int(size), dtype=torch.uint8)
+    data = torch.frombuffer(text, dtype=torch.uint8) if is_main() else torch.empty(int(size), dtype=torch.uint8)
     torch.distributed.broadcast(data, 0)
-    agreed: Any = json.loads(bytes(data.tolist()))
+    agreed: Any = json.loads(data.numpy().tobytes())
     return agreed
+
+
+def yes(decide: Callable[[], bool]) -> bool:
+    """`agree` for a yes or no that is asked in every step: one number on its way."""
+    if count() == 1:
+        return decide()
+    import torch
+    import torch.distributed
+
+    said = torch.tensor([1 if is_main() and decide() else 0], dtype=torch.uint8)
+    torch.distributed.broadcast(said, 0)
+    return bool(said)
+
+
+def gather(own: T) -> list[T]:
+    """What each process gives, in the order of their numbers, in every process.
+
+    Args:
+        own: What this process gives: anything that can be pickled.
+    """
+    if count() == 1:
+        return [own]
+    import torch.distributed
+
+    given: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(given, own)
+    return given
+
+
+def part() -> slice:
+    """Which of many things this process works off, where each is one process's: `things[part()]`."""
+    return slice(number() if count() > 1 else 0, None, count())
+
+
+def device() -> Any:
+    """The `torch.device` of this process while it works with others: its card, or the processor."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def first_then_all(work: Callable[[], T]) -> T:
+    """What `work` gives in each process; the first is done with it, and has written what the others read, before."""
+    if not is_main():
+        wait()
+    made = work()
+    if is_main():
+        wait()
+    return made
 
 
 def wait() -> None:

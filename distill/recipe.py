@@ -57,6 +57,10 @@ class TeacherRecipe(_Section):
         [], description="One for the first model and one for each further one; empty counts all alike."
     )
     batch_size: int = Field(64, ge=1, description="Sentences a forward pass when labelling.")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="Where it runs beside the student in several processes: whole in each, or `fsdp`, a part in each.",
+    )
     finetune: FinetuneRecipe = Field(default_factory=FinetuneRecipe, description="Used with `start`.")
 
 
@@ -240,6 +244,11 @@ class TrainingRecipe(_Section):
         0, ge=0, description="Threads of training and labelling on a processor; 0 leaves PyTorch's own."
     )
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="In several processes: the whole student in each (DDP), or `fsdp`, in each a part of its weights, "
+        "gradients and optimiser.",
+    )
     profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")
     baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")
 
@@ -385,6 +394,7 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"`teacher.ensemble_weights` must be {len(members) + 1} numbers; got {weights!r}")
     elif weights and not any(weights):
         problems.append(f"`teacher.ensemble_weights` must not all be 0; got {weights!r}")
+    problems += _sharding(values)
     augment = data.get("augment") or {}
     if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
         problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")
@@ -394,3 +404,16 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")
     return problems
+
+
+def _sharding(values: Mapping[str, Any]) -> list[str]:
+    """A student in parts writes no texts of its own, and is not compiled."""
+    training: Any = values.get("training") or {}
+    if not isinstance(training, Mapping) or training.get("sharding", "none") == "none":
+        return []
+    objective: Any = values.get("objective") or {}
+    on_policy = objective.get("on_policy") if isinstance(objective, Mapping) else None
+    share = on_policy.get("share") if isinstance(on_policy, Mapping) else None
+    beside = 'with `training.sharding = "fsdp"`'
+    problems = [f"`objective.on_policy.share` must be 0 {beside}; got {share!r}"] if share else []
+    return problems + (["`training.compile` must be false " + beside] if training.get("compile") else [])

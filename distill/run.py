@@ -54,6 +54,7 @@ from distill.teacher import (
     use_bf16,
 )
 from distill.training.fit import tensor_collate
+from distill.training.sharding import sharded_copy
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
 """Of more tokens than the first, `cache.top_k = "auto"` keeps as many as the second."""
@@ -139,6 +140,9 @@ class Run:
     @cached_property
     def splits(self) -> Splits:
         """The data, cleaned and split."""
+        return processes.first_then_all(self._load_splits)
+
+    def _load_splits(self) -> Splits:
         data = self.recipe.data
         splits = load_splits(
             data.train,
@@ -164,12 +168,8 @@ class Run:
     @cached_property
     def data_hash(self) -> str:
         """sha256 of every text and label, in order."""
-        digest = hashlib.sha256()
-        for rows in (self.splits.train, self.splits.validation, self.splits.test, self.splits.unlabelled):
-            for name in sorted(rows.column_names if rows is not None else []):
-                for begin in range(0, len(rows), CHUNK):
-                    digest.update(sha256_json([name, rows[begin : begin + CHUNK][name]]).encode())
-        return digest.hexdigest()
+        splits = self.splits
+        return processes.agree(lambda: _hash_splits(splits))
 
     @cached_property
     def teacher(self) -> Checkpoint:
@@ -284,8 +284,10 @@ class Run:
             return self.splits.unlabelled
         texts, given = list(self.splits.train["text"]), self.splits.unlabelled
         teacher, path = self.teacher, self.work / "augmented.json"
-        made = kept_texts(
-            texts, wanted, teacher.model, teacher.tokenizer, path, seed=self.recipe.seed, progress=self.progress
+        made = processes.first_then_all(
+            lambda: kept_texts(
+                texts, wanted, teacher.model, teacher.tokenizer, path, seed=self.recipe.seed, progress=self.progress
+            )
         )
         known = {
             content_key(text) for rows in (self.splits.validation, self.splits.test, given) for text in rows["text"]
@@ -304,8 +306,8 @@ class Run:
         chunks = (self.encode(checkpoint, rows.select(range(at, min(at + CHUNK, len(rows))))) for rows, at in spans)
         tokenizer, limit = checkpoint.tokenizer_hash(), self.recipe.data.max_length
         key = sha256_json([self.data_hash, self.texts_made, tokenizer, limit, self.task.name, checkpoint.labels])
-        name = f"{tokenizer[:16]}-{processes.number()}"  # each process its own: none waits for another here
-        return pack_on_disk(chunks, self.work / "encoded" / name, key=key)
+        folder = self.work / "encoded" / tokenizer[:16]
+        return processes.first_then_all(lambda: pack_on_disk(chunks, folder, key=key))
 
     @property
     def texts_made(self) -> str:
@@ -320,8 +322,11 @@ class Run:
             return parts
         texts, limit = [text for rows in parts for text in rows["text"]], self.recipe.data.max_length
         path = self.work / "targets.json"
+        teacher, task, progress = self.teacher, self.task, self.progress
         with self.teaching():
-            new = rewritten(texts, self.teacher, self.task, path, max_length=limit, progress=self.progress)
+            new = processes.first_then_all(
+                lambda: rewritten(texts, teacher, task, path, max_length=limit, progress=progress)
+            )
         known = len(parts[0])
         return [
             datasets.Dataset.from_dict({**rows.to_dict(), "label": labels}, features=rows.features)
@@ -342,7 +347,8 @@ class Run:
     @cached_property
     def texts_hash(self) -> str:
         """sha256 of the transfer set's token ids."""
-        return encoded_hash(self.transfer)
+        transfer = self.transfer
+        return processes.agree(lambda: encoded_hash(transfer))
 
     @cached_property
     def trimmed(self) -> Trimmed | None:
@@ -511,8 +517,13 @@ class Run:
             further = [LiveTeacher(other.model, ["logits"], bf16=bf16) for other in self.others]
             return EnsembleTeacher([live, *further], self.shares)
 
+        def along(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
+            if self.recipe.teacher.sharding == "none" or processes.count() == 1 or self.others:
+                return teacher_of(taps)
+            return LiveTeacher(sharded_copy(self.teacher.model, processes.device()), taps, bf16=bf16)
+
         if not self.task.cached or self.recipe.objective.on_policy.share:
-            return teacher_of(objective.teacher_taps)
+            return along(objective.teacher_taps)
         inputs = self.cache_inputs(objective)
         if inputs["top_k"]:
             check_top_k(objective.plans)
@@ -526,9 +537,19 @@ class Run:
             inputs=inputs,
             batch_size=self.recipe.teacher.batch_size,
             text_of=self.text_of,
+            along=along,
             progress=self.progress,
             store=self.recipe.cache.store,
         )
+
+
+def _hash_splits(splits: Splits) -> str:
+    digest = hashlib.sha256()
+    for rows in (splits.train, splits.validation, splits.test, splits.unlabelled):
+        for name in sorted(rows.column_names if rows is not None else []):
+            for begin in range(0, len(rows), CHUNK):
+                digest.update(sha256_json([name, rows[begin : begin + CHUNK][name]]).encode())
+    return digest.hexdigest()
 
 
 def check_columns(task: Task, recipe: Recipe) -> None:

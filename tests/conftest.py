@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,3 +271,115 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def quiet_teacher(tmp_path: Path, tiny_start: Path) -> Path:
+    """A classifier without dropout: what is random would differ between one process and two."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path / "quiet-teacher"
+    names = ["arrival", "exchange", "password"]
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_start,
+        num_labels=3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_start).save_pretrained(folder)
+    return folder
+
+
+FORKED = """
+import json, os, signal, sys, torch
+torch.set_num_threads(1)
+import distill.pipeline, distill.training.fit
+from distill.recipe import Recipe
+{before}
+for path, count in json.loads(sys.argv[1]):
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", WORLD_SIZE=str(count))
+    if count > 1:
+        import socket
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    children = []
+    for number in range(count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
+            try:
+                distill.pipeline.run_stages(Recipe.load(path), until="{until}")
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    while children:
+        pid, status = os.wait()
+        children.remove(pid)
+        if status:
+            os.killpg(0, signal.SIGKILL)
+"""
+"""One process imports, and those that work together are forks of it: a third of what a launcher's processes take."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Processes that work, and where they write what goes wrong."""
+
+    process: subprocess.Popen
+    errors: Path
+
+    def end(self) -> None:
+        """Waits for a good end."""
+        assert self.process.wait(280) == 0, self.errors.read_text()[-4000:]
+
+    def kill_when(self, folder: Path, appears: str) -> None:
+        """SIGKILL for all as soon as a file matching `appears` is there."""
+        while self.process.poll() is None and not list(folder.glob(appears)):
+            time.sleep(0.005)
+        assert self.process.poll() is None, f"it ended before {appears} was seen: {self.errors.read_text()[-4000:]}"
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends what still runs."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Runs recipes one after another, each in several processes: `launch(whole=(2, recipe))` writes into `whole`.
+
+    Several numbers, `([1, 2], recipe)`, run the same one again. `before` is code that all run first, `until` the last
+    command. What ends with `os._exit(0)` lets the next run begin.
+    """
+    from distill.recipe import Recipe
+
+    started: list[Launched] = []
+
+    def start(before: str = "", until: str = "train", **runs: tuple[int | list[int], dict[str, Any]]) -> Launched:
+        todo = []
+        for name, (counts, recipe) in runs.items():
+            path = tmp_path / f"{name}.toml"
+            path.write_text(Recipe.parse({**recipe, "output": str(tmp_path / name)}).to_toml())
+            todo += [(str(path), count) for count in ([counts] if isinstance(counts, int) else counts)]
+        errors = tmp_path / f"errors-{len(started)}"
+        code = FORKED.format(before=before, until=until)
+        with errors.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(todo)], stdout=file, stderr=file, start_new_session=True
+            )
+        started.append(Launched(process, errors))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill import processes
 from distill.cache.index import (
     FORMAT,
     INDEX,
@@ -37,10 +38,13 @@ from distill.cache.index import (
 from distill.cache.shards import SCALE, Shard, open_shard, pack_batch, shard_bytes, stack_examples, write_shard
 from distill.cache.storage import Collate, Recorded
 from distill.errors import CacheError, TeacherError
-from distill.files import full_disk_is_an_error, write_json
+from distill.files import full_disk_is_an_error, read_json, write_json
 from distill.progress import SILENT, Progress, Stage
 
 __all__ = ["CacheKey", "CachedTeacher", "build_cache", "cache_key", "encoded_hash"]
+
+MADE = "made-by-"
+"""Begins the names of files that say which shards a process other than the first has made so far."""
 
 _FIX = "Label again: what is damaged or missing is made anew."
 
@@ -163,8 +167,8 @@ def build_cache(
 ) -> CachedTeacher:
     """Makes what is missing of a cache and opens it.
 
-    Shards that are there and whole are kept, damaged ones are made anew; a cache with another key is replaced. Only one
-    process builds at a time: another one waits and finds the work done.
+    Shards that are there and whole are kept, damaged ones are made anew; a cache with another key is replaced. The
+    processes of one launch share the shards, and must all call this; any other process waits and finds the work done.
 
     Args:
         teacher: Runs on the device its model is on.
@@ -187,7 +191,7 @@ def build_cache(
     plan = {"shard_examples": shard_examples, "shard_tokens": shard_tokens, "batch_size": batch_size}
     try:
         with full_disk_is_an_error(folder), _only_builder(folder, progress):
-            index = _begin(folder, teacher, encoded, key, plan, progress)
+            index = processes.agree(lambda: _begin(folder, teacher, encoded, key, plan, progress))
             _fill(folder, index, teacher, encoded, collate, text_of, progress)
     except OSError as error:
         raise CacheError(
@@ -210,7 +214,7 @@ def _begin(
     index = _usable(folder, made_from(key), sorted(teacher.taps), (first, len(encoded)), plan, progress)
     if index is not None:
         return index
-    for path in [folder / INDEX, *folder.glob("shard-*.safetensors*")]:
+    for path in [folder / INDEX, *folder.glob("shard-*.safetensors*"), *folder.glob(f"{MADE}*")]:
         path.unlink(missing_ok=True)
     starts = cut_shards(row_lengths(encoded).tolist(), plan["shard_examples"], plan["shard_tokens"])
     index = {
@@ -245,6 +249,8 @@ def _usable(
     if None in index["shards"] and index["plan"] != plan:
         return None
     records = index["shards"]
+    for number, record in _made_by_others(folder, index):
+        records[number] = records[number] or record
     damaged = [number for number, record in enumerate(records) if record and not intact(folder, number, record)]
     for number in damaged:
         records[number] = None
@@ -268,14 +274,17 @@ def _fill(
     text_of: Callable[[int], str] | None,
     progress: Progress,
 ) -> None:
-    """Makes every shard that is missing, in order."""
+    """Makes every shard that is missing, in order; several processes take turns, and the first enters all of them."""
     starts, records = index["starts"], index["shards"]
     spans = [range(begin, end) for begin, end in itertools.pairwise(starts)]
-    todo = [number for number, record in enumerate(records) if record is None]
-    if not todo:
+    missing = [number for number, record in enumerate(records) if record is None]
+    if not missing:
         return
-    with progress.stage("Labelling", total=len(encoded), unit="sentences") as stage:
-        stage.advance(len(encoded) - sum(len(spans[number]) for number in todo))
+    todo = missing[processes.part()]
+    alone = processes.count() == 1
+    done = len(encoded) - sum(len(spans[number]) for number in missing) if alone else 0
+    with progress.stage("Labelling", total=done + sum(len(spans[one]) for one in todo), unit="sentences") as stage:
+        stage.advance(done)
         took, since = 0.0, time.monotonic()
         try:
             for number in todo:
@@ -285,10 +294,36 @@ def _fill(
                 # Of a million shards an index takes a second to write: it may take a twentieth of the time, no more.
                 now = time.monotonic()
                 if now - since >= 20 * took:
-                    write_json(folder / INDEX, index)
+                    _enter(folder, index, todo)
                     took, since = time.monotonic() - now, time.monotonic()
         finally:
+            _enter(folder, index, todo)
+    if not alone:
+        for made in processes.gather([(number, records[number]) for number in todo]):
+            for number, record in made:
+                records[number] = record
+        if processes.is_main():
             write_json(folder / INDEX, index)
+            for path in folder.glob(f"{MADE}*"):
+                path.unlink()
+        processes.wait()
+
+
+def _enter(folder: Path, index: Mapping[str, Any], made: Sequence[int]) -> None:
+    """Writes down what this process has made: the first in the index, another beside it."""
+    if processes.count() == 1 or processes.is_main():
+        write_json(folder / INDEX, index)
+        return
+    shards = [[number, index["shards"][number]] for number in made if index["shards"][number]]
+    write_json(folder / f"{MADE}{processes.number()}.json", {**index, "shards": shards})
+
+
+def _made_by_others(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+    """Shards of a build that ended too early, which its first process has not entered."""
+    for path in folder.glob(f"{MADE}*.json"):
+        found = read_json(path) or {}
+        if {**found, "shards": None} == {**index, "shards": None}:
+            yield from found["shards"]
 
 
 def _label(
@@ -345,7 +380,10 @@ def _choose_taps(known: Sequence[str], wanted: Iterable[str] | None, folder: Pat
 
 @contextmanager
 def _only_builder(folder: Path, progress: Progress) -> Iterator[None]:
-    """Holds the folder's lock. The kernel frees it with the process, however that ends, so it is never stale."""
+    """Holds the folder's lock, the first process for all of a launch; the kernel frees it, however the process ends."""
+    if not processes.is_main() and processes.count() > 1:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:

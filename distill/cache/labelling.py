@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill import processes
 from distill.cache.cached_teacher import build_cache, cache_key
 from distill.cache.index import Rows, made_from, read_index
 from distill.cache.storage import ON_LOGITS, Collate, MixedTeacher, QuantisedTeacher, Recorded, measure_need
@@ -25,6 +26,7 @@ def label_rows(
     max_bytes: int = 0,
     batch_size: int = 64,
     text_of: Callable[[int], str] | None = None,
+    along: Callable[[Iterable[str]], Recorded] | None = None,
     progress: Progress = SILENT,
     store: str = "",
 ) -> Recorded:
@@ -40,6 +42,7 @@ def label_rows(
         max_bytes: What the cache may take; 0 for no limit.
         batch_size: Rows a forward pass.
         text_of: The text of a row, for errors.
+        along: As `teacher_of`, for what is asked in every step; the same where none is given.
         progress: Told once what is kept how, and why.
         store: A URL where finished caches are kept for other machines; empty for none.
 
@@ -56,18 +59,19 @@ def label_rows(
     index = read_index(folder)
     if index is None or index["key"] != made_from(key):
         progress.say(line)
+    along = along or teacher_of
     if kept == "live" and not taps & ON_LOGITS:
-        return live
+        return along(taps)
     if kept == "live":
         logits = teacher_of(taps & ON_LOGITS)
         written: Recorded = TopKTeacher(logits, top_k) if top_k else logits
     else:
         written = QuantisedTeacher(live) if kept == "int8" else live
-    if store and (fetched := pull(store, folder, key)):
+    if store and (fetched := processes.agree(lambda: pull(store, folder, key))):
         progress.say(f"teacher cache: {fetched} shards fetched from {store}")
     cached = build_cache(
         written, encoded, collate, folder, key=key, batch_size=batch_size, text_of=text_of, progress=progress
     )
-    if store and (sent := push(store, folder, key)):
+    if store and (sent := processes.agree(lambda: push(store, folder, key))):
         progress.say(f"teacher cache: {sent} shards uploaded to {store}")
-    return MixedTeacher(cached, teacher_of(taps - ON_LOGITS), encoded, collate) if kept == "live" else cached
+    return MixedTeacher(cached, along(taps - ON_LOGITS), encoded, collate) if kept == "live" else cached

@@ -120,18 +120,22 @@ class ProcessBatches(Sampler[list[int]]):
         whole: Batches for all processes together.
         number: Which process this is.
         count: How many there are.
+        pieces: Batches that a part is cut into: a run that more processes began keeps their batches, in pieces.
     """
 
-    def __init__(self, whole: Batches, number: int, count: int) -> None:
-        self.whole, self.number, self.count = whole, number, count
+    def __init__(self, whole: Batches, number: int, count: int, pieces: int = 1) -> None:
+        self.whole, self.number, self.count, self.pieces = whole, number, count, pieces
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration."""
         self.whole.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.whole) * self.pieces
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self.whole:
-            yield rows[self.number :: self.count]
+            own = rows[self.number :: self.count]
+            size = -(-len(own) // self.pieces)
+            for piece in range(self.pieces):
+                yield own[piece * size : (piece + 1) * size]

@@ -24,9 +24,10 @@ from distill.teacher import Teacher, use_bf16
 from distill.training.lighter import lighter
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import row_embedding
-from distill.training.rhythm import Rhythm, latest_checkpoint
+from distill.training.rhythm import Rhythm, where_to_begin
+from distill.training.sharding import ShardedTrainer
 from distill.training.step_clock import StepClock
-from distill.training.trainer import DistillationModule, DistillationTrainer, sometimes_unused
+from distill.training.trainer import DistillationModule, DistillationTrainer, pieces_of, sometimes_unused
 
 __all__ = ["DistillationModule", "DistillationTrainer", "fit", "flush_denormals", "tensor_collate"]
 
@@ -73,15 +74,18 @@ def fit(
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
-    steps = steps_an_epoch(settings, encoded)
-    args = _arguments(settings, steps, folder, seed)
+    checkpoint, began = processes.agree(lambda: where_to_begin(folder, processes.count()))
+    steps = steps_an_epoch(settings, encoded, began)
+    args = _arguments(settings, steps, pieces_of(began, processes.count()), folder, seed)
+    sharded = settings.sharding == "fsdp" and processes.count() > 1
     transformers.set_seed(seed)
     with (
         progress.stage(name, total=args.max_steps, unit="steps") as stage,
         lighter(student, settings, on_processor=args.use_cpu),
     ):
         flush_denormals()
-        by_rows = row_embedding(student) if args.use_cpu and not settings.compile else None
+        dense = settings.compile or settings.sharding != "none"
+        by_rows = row_embedding(student) if args.use_cpu and not dense else None
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():
@@ -91,9 +95,9 @@ def fit(
         def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
             return task.vary(row, seed, epoch)
 
-        if processes.count() > 1:  # else DDP looks through the whole graph in every step, and says so
+        if processes.count() > 1 and not sharded:  # else DDP looks through the whole graph in every step, and says so
             args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
-        trainer = DistillationTrainer(
+        trainer = (ShardedTrainer if sharded else DistillationTrainer)(
             student,
             objective,
             teacher,
@@ -107,24 +111,25 @@ def fit(
             by_rows,
             clock,
             batch_tokens=settings.batch_tokens,
+            began=began,
         )
-        if not processes.is_main():
-            torch.manual_seed(seed + processes.number())  # each process drops out other units
-        checkpoint = processes.agree(lambda: str(latest_checkpoint(folder) or ""))
+        if checkpoint or not processes.is_main():
+            # Each process drops out other units; a checkpoint has the state of those that wrote it, new ones draw anew.
+            torch.manual_seed(seed + processes.number() + int(checkpoint.rpartition("-")[2] or 0))
         trainer.train(resume_from_checkpoint=checkpoint or None)
         trainer.close()
     return [_point(entry, task.metric) for entry in trainer.state.log_history if _is_point(entry, task.metric)]
 
 
-def steps_an_epoch(settings: TrainingRecipe, encoded: Encoded) -> int:
-    """The optimiser's, with as many processes as there are now."""
-    count = processes.count()
-    batches = sample_batches(encoded.lengths, settings.batch_size * count, settings.batch_tokens * count)
+def steps_an_epoch(settings: TrainingRecipe, encoded: Encoded, began: int = 0) -> int:
+    """The optimiser's, with as many processes as began the run; 0 means as many as there are now."""
+    began = began or processes.count()
+    batches = sample_batches(encoded.lengths, settings.batch_size * began, settings.batch_tokens * began)
     return max(1, -(-len(batches) // settings.gradient_accumulation))
 
 
-def _arguments(settings: TrainingRecipe, steps: int, folder: Path, seed: int) -> TrainingArguments:
-    """What the Trainer is told."""
+def _arguments(settings: TrainingRecipe, steps: int, pieces: int, folder: Path, seed: int) -> TrainingArguments:
+    """What the Trainer is told; each of its batches is one of `pieces` of a batch as the run began."""
     total = max(1, round(steps * settings.epochs))
     device = training_device()
     on_gpu = device.type != "cpu"
@@ -132,7 +137,7 @@ def _arguments(settings: TrainingRecipe, steps: int, folder: Path, seed: int) ->
         output_dir=str(folder),
         max_steps=total,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation * pieces,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * total),
         weight_decay=settings.weight_decay,

@@ -40,7 +40,7 @@ class Rhythm(TrainerCallback):
         # Measured at a step's end and before its checkpoint, so that a resume never skips a measurement.
         if state.global_step % self.steps_per_epoch == 0 or state.global_step == state.max_steps:
             control.should_evaluate = control.should_log = True
-        if processes.agree(lambda: time.monotonic() - self._saved_at > self.every_seconds):
+        if processes.yes(lambda: time.monotonic() - self._saved_at > self.every_seconds):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -75,6 +75,18 @@ def best_metric(folder: Path) -> float:
     """The metric of the best student kept in `folder`, below every possible one if none is."""
     facts = read_json(folder / COMPLETE)
     return float(facts["value"]) if facts else float("-inf")
+
+
+def where_to_begin(folder: Path, count: int) -> tuple[str, int]:
+    """The newest complete checkpoint, empty where there is none, and how many processes began the run.
+
+    Args:
+        folder: The run's own.
+        count: How many there are now.
+    """
+    path = latest_checkpoint(folder)
+    facts = (read_json(path / COMPLETE) if path else None) or {}
+    return str(path or ""), int(facts.get("processes", count))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

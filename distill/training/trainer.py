@@ -102,6 +102,11 @@ def sometimes_unused(student: Any, objective: Objective, teacher: Teacher | None
         student.train(training)
 
 
+def pieces_of(began: int, count: int) -> int:
+    """Batches in which a process works off its part of a batch, so that none holds more rows than `began` ones held."""
+    return -(-began // count)
+
+
 class DistillationTrainer(transformers.Trainer):
     """A `transformers.Trainer` whose step distils.
 
@@ -122,6 +127,7 @@ class DistillationTrainer(transformers.Trainer):
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
         batch_tokens: Tokens of a batch of one process, padding included; 0 takes rows as the arguments say.
+        began: How many processes began the run: a batch stays as large as theirs together. 0 means as many as now.
     """
 
     control: TrainerControl
@@ -141,12 +147,14 @@ class DistillationTrainer(transformers.Trainer):
         by_rows: nn.Embedding | None = None,
         clock: StepClock | None = None,
         batch_tokens: int = 0,
+        began: int = 0,
     ) -> None:
         self.clock, self._batch_tokens = clock or StepClock(), batch_tokens
+        self._began = began or processes.count()
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
-        module = DistillationModule(student, objective, self.clock)
+        module = self._place(DistillationModule(student, objective, self.clock), args)
         super().__init__(
             model=module,
             args=args,
@@ -165,6 +173,9 @@ class DistillationTrainer(transformers.Trainer):
         self._failure = Failure(late=on_card)
         self._table = by_rows
 
+    def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
+        return module
+
     @property
     def student(self) -> Any:
         """The model that is being trained, without projections or wrappers."""
@@ -173,12 +184,13 @@ class DistillationTrainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of like length; their order is a pure function of (seed, epoch)."""
         number, count = self.accelerator.process_index, self.accelerator.num_processes
-        rows, tokens = self.args.per_device_train_batch_size * count, self._batch_tokens * count
+        rows, tokens = self.args.per_device_train_batch_size * self._began, self._batch_tokens * self._began
         whole = sample_batches(self.train_dataset.lengths, rows, tokens, seed=self.args.seed)
         self._order = whole
+        pieces = pieces_of(self._began, count)
         loader: DataLoader = DataLoader(
             self.train_dataset,
-            batch_sampler=whole if count == 1 else ProcessBatches(whole, number, count),
+            batch_sampler=whole if self._began == count == 1 else ProcessBatches(whole, number, count, pieces),
             collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
@@ -227,7 +239,10 @@ class DistillationTrainer(transformers.Trainer):
             for unit, count in objective.counts(batch).items():
                 own = torch.zeros_like(count) if IDLE in batch else count
                 counts[unit] = counts.get(unit, torch.zeros((), device=device)) + own.to(device)
-        return batches, {unit: self.accelerator.reduce(count, "sum") for unit, count in counts.items()}
+        if not counts:
+            return batches, {}
+        together = self.accelerator.reduce(torch.stack(list(counts.values())), "sum")  # one number a unit, in one go
+        return batches, dict(zip(counts, together.unbind(), strict=True))
 
     def _rewritten(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """The batch, or what the student makes of its beginning."""
@@ -344,4 +359,4 @@ class DistillationTrainer(transformers.Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for path in folder.iterdir():
                 sync(path)
-            write_json(folder / COMPLETE, {"step": self.state.global_step})
+            write_json(folder / COMPLETE, {"step": self.state.global_step, "processes": self._began})

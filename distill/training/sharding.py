@@ -1,0 +1,155 @@
+"""FSDP2: each process keeps its part of weights, gradients and optimiser state, and gathers a layer when it runs.
+
+PyTorch's `fully_shard` is called here, not by accelerate, which shards on GPUs alone. Checkpoints hold whole tensors,
+as those of DDP do, so that any number of processes goes on from them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from distill import processes
+from distill.training.trainer import DistillationModule, DistillationTrainer
+
+FREE_BETWEEN = ("logits", "hidden")
+"""Kinds of taps that stand between layers: a gradient that enters inside one would find its weights given back."""
+
+
+def shard(model: nn.Module, device: torch.device, *, keep_layers: bool = False, keep_rest: bool = False) -> None:
+    """Divides the weights of a model, layer by layer, over all processes; each must have the same model.
+
+    Args:
+        model: Changed in place and moved to `device`.
+        device: That of this process.
+        keep_layers: A layer's weights stay gathered from its forward to its backward pass.
+        keep_rest: The same for the weights outside the layers.
+    """
+    model.to(device)
+    for value in [*model.parameters(), *model.buffers()]:
+        torch.distributed.broadcast(value.detach(), 0)
+    mesh = init_device_mesh(device.type, (processes.count(),))
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=not keep_layers)
+    fully_shard(model, mesh=mesh, reshard_after_forward=not keep_rest)
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The members of every list of modules that has weights, but for lists inside a member."""
+    for child in model.children():
+        if not isinstance(child, nn.ModuleList):
+            yield from _layers(child)
+            continue
+        for member in child:
+            if isinstance(member, (nn.ModuleList, nn.ModuleDict)):
+                yield from _layers(member)
+            elif next(member.parameters(), None) is not None:
+                yield member
+
+
+def sharded_copy(model: Any, device: torch.device) -> Any:
+    """A model that answers only, divided over all processes; all must ask it together. `model` stays as it is."""
+    divided = copy.deepcopy(model).requires_grad_(False)
+    shard(divided, device)
+    return divided
+
+
+def _whole(value: Any) -> Any:
+    """The same nest of dictionaries and lists with whole tensors; every process must ask."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, Mapping):
+        return {name: _whole(item) for name, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
+
+
+def _part(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `like` is divided and of its shape."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+class ShardedTrainer(DistillationTrainer):
+    """A `DistillationTrainer` whose trained module is divided over all processes.
+
+    The student that was given stays whole: it is filled with the trained weights, in every process, whenever it is
+    measured or saved.
+
+    Args:
+        student: The model to train.
+        *args: As in `DistillationTrainer`; there is no table by rows and no writing on policy.
+        **more: The same.
+    """
+
+    def __init__(self, student: Any, *args: Any, **more: Any) -> None:
+        self._filled = student
+        super().__init__(copy.deepcopy(student), *args, **more)
+
+    def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
+        inside = any(tap.split(".")[0] not in FREE_BETWEEN for tap in module.objective.student_taps)
+        shard(module, args.device, keep_layers=inside, keep_rest=True)
+        # What the Trainer calls a model that comes to it in parts: it is neither moved nor wrapped.
+        setattr(module, "is_distributed_loading_by_transformers", True)  # noqa: B010
+        memories = list(module.objective.buffers())
+
+        def same_memories(*_: Any) -> None:  # as DDP does: the first process's are saved, and all go on from them
+            for memory in memories:
+                torch.distributed.broadcast(memory, 0)
+
+        module.register_forward_pre_hook(same_memories)
+        return module
+
+    @property
+    def student(self) -> Any:
+        """The student as it is now, whole; every process must ask."""
+        state = self.model.state_dict()
+        beginning = "student."
+        whole = {name.removeprefix(beginning): _whole(state[name]) for name in state if name.startswith(beginning)}
+        self._filled.to(self.args.device).load_state_dict(whole)
+        return self._filled
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Every batch's gradients are divided at once: whole ones would cost what sharding saves."""
+        return nullcontext()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return _whole(super()._get_grad_norm(model, grad_norm))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, _whole(self.model.state_dict()))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        found = safetensors.torch.load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+        state = self.model.state_dict()
+        self.model.load_state_dict({name: _part(value, state[name]) for name, value in found.items()})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = _whole(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, values in state["state"].items():
+            state["state"][number] = {name: _part(value, parameters[number]) for name, value in values.items()}
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
