@@ -86,10 +86,11 @@ def _decoder(model: ir.Model, source: Path) -> ir.Model:
     return model
 
 
-def _sizes(crossed: list[ir.Value]) -> tuple[int, int]:
-    """L, and how wide all keys and values are side by side."""
+def _sizes(crossed: list[ir.Value]) -> tuple[int | str, int]:
+    """L, where the graph knows it (TrOCR's divides rows by rows), and how wide keys and values are side by side."""
     shapes = [value.shape or ir.Shape([]) for value in crossed]
-    return int(shapes[0][2]), sum(int(shape[1]) * int(shape[3]) for shape in shapes)
+    length = shapes[0][2]
+    return length if isinstance(length, int) else "length", sum(int(shape[1]) * int(shape[3]) for shape in shapes)
 
 
 def _count_rows_by(graph: ir.Graph, name: str) -> None:

@@ -94,6 +94,8 @@ class EncoderDecoder:
 
     def _step(self, ids: Array, states: Array, mask: Array, past: Mapping[str, Array] | None) -> tuple[Array, Past]:
         """Logits (B, T, V) of new tokens, and what the next ones need: keys and values, and the encoder's mask."""
+        if "use_cache_branch" not in self.decoder.inputs and len(states) == 1:  # read at every token: each beam its own
+            states = np.repeat(states, len(ids), axis=0)
         feed: dict[str, Any] = {"input_ids": ids, "encoder_attention_mask": mask, "encoder_hidden_states": states}
         if past is None:
             past = {name: np.zeros((len(ids), shape[1], 0, shape[3]), np.float32) for name, shape in self._past.items()}
