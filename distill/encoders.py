@@ -6,7 +6,7 @@ states, as long as its layers stand in one list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -136,6 +136,8 @@ def find_encoder(model: Any) -> Encoder:
     Raises:
         ObjectiveError: Its layers do not stand in one list.
     """
+    if is_captioner(model.config):
+        return replace(find_encoder(model.encoder), model=model)
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return Encoder(model, model.base_model, _only_stack(model), None)
@@ -153,7 +155,7 @@ def describe(model: Any) -> Architecture:
         ObjectiveError: Its layers do not stand in one list.
     """
     encoder, config = find_encoder(model), own_config(model.config)
-    width, paired = int(config.hidden_size), config is not model.config
+    width, paired = int(config.hidden_size), hasattr(model.config, "text_config")
     return Architecture(
         family=str(model.config.model_type),
         layers=len(encoder.layers),
@@ -174,7 +176,17 @@ def token_embedding(model: Any) -> Any:
 
 def own_config(config: Any) -> Any:
     """The part of a config that speaks of the encoder that is tapped: of CLIP's two, the text's."""
-    return getattr(config, "text_config", config)
+    return config.encoder if is_captioner(config) else getattr(config, "text_config", config)
+
+
+def written_config(config: Any) -> Any:
+    """The part of a config that speaks of texts: of a captioner its decoder's."""
+    return config.decoder if is_captioner(config) else getattr(config, "text_config", config)
+
+
+def is_captioner(config: Any) -> bool:
+    """An image encoder with a decoder behind it, each with a config of its own."""
+    return str(config.model_type) == "vision-encoder-decoder"
 
 
 def _albert_order(groups: list[nn.Module], config: Any) -> list[nn.Module]:

@@ -33,7 +33,8 @@ class TorchPredictor:
     def write(self, batch: Mapping[str, Array], rules: Rules) -> list[list[int]]:
         """By row the token ids that an encoder with a decoder writes, by transformers' own search."""
         device = next(self._model.parameters()).device
-        given = {name: torch.from_numpy(batch[name]).to(device) for name in ("input_ids", "attention_mask")}
+        read = ("input_ids", "attention_mask") if "input_ids" in batch else ("pixel_values",)
+        given = {name: torch.from_numpy(batch[name]).to(device) for name in read}
         with torch.inference_mode():
             found = self._model.generate(
                 **given, do_sample=False, num_beams=rules.beams, max_new_tokens=rules.max_new_tokens, max_length=None

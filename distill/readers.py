@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ class ImageReader:
 
     def digest(self) -> str:
         """sha256 of everything that what a model reads depends on."""
-        words = None if self.tokenizer is None else self.tokenizer.backend_tokenizer.to_str()
-        return sha256_json([dict(self.config), words])
+        words = None if self.tokenizer is None else json.loads(self.tokenizer.backend_tokenizer.to_str())
+        said = None if words is None else {**words, "truncation": None, "padding": None}  # what it was last asked to
+        return sha256_json([dict(self.config), said])
 
 
 def image_reader(

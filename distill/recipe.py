@@ -311,6 +311,7 @@ class Recipe(_Section):
         "question-answering",
         "regression",
         "sentence-embedding",
+        "image-captioning",
         "image-classification",
         "image-text",
         "seq2seq",

@@ -64,6 +64,7 @@ def rewritten(
                 said.update(zip(rows, writer.write(batch, rules), strict=True))
                 stage.advance(len(rows))
             ids = [said[row] for row in range(len(chunk))]
-            done += [text.strip() for text in teacher.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            words = getattr(teacher.tokenizer, "tokenizer", teacher.tokenizer)  # beside it an image reader may stand
+            done += [text.strip() for text in words.batch_decode(ids, skip_special_tokens=True)]
             write_json(path, {"key": key, "texts": done})
     return done

@@ -123,6 +123,12 @@ class Run:
         """The recipe's task, or the one the teacher's architecture is made for."""
         if self.recipe.task != "auto":
             task, reason = TASKS[self.recipe.task], "asked for by the recipe"
+            if any(other.kin == task.name for other in TASKS.values()):
+                made = list(load_config(self.start or self.source, self.revision).architectures or [])
+                task = find_task(task.name, made)
+                reason += (
+                    "" if task.name == self.recipe.task else f" as {self.recipe.task}, and it is a {', '.join(made)}"
+                )
         elif self.start:
             task, reason = TASKS["text-classification"], "what `teacher.start` is fine-tuned for where no task is named"
         else:

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from distill.encoders import token_embedding
+from distill.encoders import token_embedding, written_config
 from distill.errors import DataError, TeacherError
 from distill.features import Features, TappedModel
 from distill.files import sha256_json
@@ -80,7 +80,7 @@ class Checkpoint:
 def padding_of(tokenizer: Any, config: Any = None) -> Padding:
     """What fills short rows of a batch, by a tokenizer of transformers, and what a decoder of `config` starts with."""
     if isinstance(tokenizer, ImageReader):
-        words = Padding() if tokenizer.tokenizer is None else padding_of(tokenizer.tokenizer)
+        words = Padding() if tokenizer.tokenizer is None else padding_of(tokenizer.tokenizer, config)
         return replace(words, images=tokenizer.images)
     kinds = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
     fill = int(tokenizer.pad_token_id)
@@ -288,7 +288,7 @@ def position_limit(config: Any) -> int | None:
 
     RoBERTa and its kin number positions from `padding_idx + 1`: that many rows of the table are never used.
     """
-    config = getattr(config, "text_config", config)
+    config = written_config(config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions <= 0:
         return None

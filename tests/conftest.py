@@ -383,3 +383,60 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     yield start
     for one in started:
         one.kill()
+
+
+def _caption_words(captions: list[str]) -> Any:
+    """A tokenizer of whole words that, as GPT-2's, puts nothing before a text and nothing behind it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for caption in captions for word in caption.split()})
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {piece: number for number, piece in enumerate([*special, *(f"▁{word}" for word in words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    named = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
+@pytest.fixture(scope="session")
+def caption_words() -> Callable[[list[str]], Any]:
+    """`_caption_words`, for tests in folders below."""
+    return _caption_words
+
+
+@pytest.fixture(scope="session")
+def make_captioner() -> Callable[..., Any]:
+    """By vocabulary: a ViT of patches of 2 x 2 of 8 x 8 pixels with a GPT-2 or a TrOCR decoder, random weights.
+
+    Ids are those of `caption_words`: 0 pads, 1 begins and 2 ends a text.
+    """
+
+    def make(vocabulary: int, *, kind: str = "gpt2", encoder: int = 48, decoder: int = 48, layers: int = 3) -> Any:
+        import torch
+        from transformers import (
+            GPT2Config,
+            TrOCRConfig,
+            VisionEncoderDecoderConfig,
+            VisionEncoderDecoderModel,
+            ViTConfig,
+        )
+
+        torch.manual_seed(0)
+        shape = {"num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 2 * encoder}
+        reads = ViTConfig(image_size=8, patch_size=2, hidden_size=encoder, initializer_range=0.1, **shape)
+        ids = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        if kind == "gpt2":
+            drops = {f"{place}_pdrop": 0.0 for place in ("attn", "embd", "resid")}
+            sizes = {"n_embd": decoder, "n_layer": layers, "n_head": 4, "n_positions": 16}
+            writes: Any = GPT2Config(**ids, **sizes, **drops, initializer_range=0.1)
+        else:
+            sizes = {"d_model": decoder, "decoder_layers": layers, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+            more = {"cross_attention_hidden_size": encoder, "max_position_embeddings": 16}
+            writes = TrOCRConfig(**ids, **sizes, **more, init_std=0.1, dropout=0.0)
+        named = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(reads, writes, **named)
+        return VisionEncoderDecoderModel(config)
+
+    return make

@@ -245,7 +245,7 @@ class _DualEncoder:
 
 
 class _EncoderDecoder:
-    """Two sessions: a call reads a text and writes its first token."""
+    """Two sessions: a call reads a text, or an image, and writes its first token."""
 
     writes = True
     fixed = 0
@@ -254,14 +254,20 @@ class _EncoderDecoder:
         from distill.export.runtime import open_graph
 
         self._model = open_graph(path, threads=threads)
+        read = self._model.encoder.session.get_inputs()
+        self._image = next((tuple(value.shape[1:]) for value in read if value.name == PIXELS), ())
 
     def __call__(self, batch: Mapping[str, Array]) -> Any:
-        return self._model.predict({**batch, "decoder_input_ids": batch["input_ids"][:, :1]})
+        return self._model.predict({**self._source(batch), "decoder_input_ids": batch["input_ids"][:, :1]})
+
+    def _source(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What is read: a caption is as long as a text would be."""
+        return {PIXELS: random_images(len(batch["input_ids"]), self._image)} if self._image else batch
 
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
-        """One more token, with as many of the text and of what is written before it."""
-        step, ids = self._model.stepper(batch), batch["input_ids"]
-        _, past = step(ids, None)
+        """One more token, with as many of the text and of what is written before it; of a caption the last one."""
+        step, ids = self._model.stepper(self._source(batch)), batch["input_ids"]
+        _, past = step(ids[:, : max(1, ids.shape[1] - 1)] if self._image else ids, None)
         return lambda: step(ids[:, :1], past)
 
     def count_ids(self) -> int:

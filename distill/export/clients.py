@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WORDS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
 """Inputs of the graph to variables of the code."""
@@ -52,16 +52,19 @@ def javascript(facts: Facts) -> str:
     """For Node and browsers: transformers.js, whose pipeline takes single texts alone."""
     if facts.pipeline == "zero-shot-image-classification":
         return _javascript_towers()
+    if facts.pipeline == "image-to-text":
+        facts = replace(facts, pairs=False)  # a caption may be given, and need not
     start = """
 env.allowRemoteModels = false;
 env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
 """
     if not facts.pairs:
-        given = "an-image.png" if facts.pipeline == "image-classification" else "a text"
+        verb = "describe" if facts.pipeline == "image-to-text" else "classify"
+        given = "an-image.png" if facts.pipeline.startswith("image-") else "a text"
         return f"""
 import {{ env, pipeline }} from "@huggingface/transformers";
-{start}const classify = await pipeline("{facts.pipeline}", "THIS-FOLDER", {{ dtype: "q8" }});
-console.log(await classify("{given}"));
+{start}const {verb} = await pipeline("{facts.pipeline}", "THIS-FOLDER", {{ dtype: "q8" }});
+console.log(await {verb}("{given}"));
 """
     return f"""
 import {{ AutoModelForSequenceClassification, AutoTokenizer, env, softmax }} from "@huggingface/transformers";

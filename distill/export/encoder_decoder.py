@@ -36,8 +36,8 @@ def cut(source: Path, encoder: Path, decoder: Path) -> None:
     Raises:
         ExportError: The decoder reads more of the encoder than its states.
     """
-    _save(_encoder(ir.load(source)), encoder)
-    _save(_decoder(ir.load(source), source), decoder)
+    save(_encoder(ir.load(source)), encoder)
+    save(_decoder(ir.load(source), source), decoder)
 
 
 def _encoder(model: ir.Model) -> ir.Model:
@@ -141,7 +141,8 @@ def _ancestors(values: Iterable[ir.Value]) -> list[ir.Node]:
     return [node for node in graph or () if node in found]
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def save(model: ir.Model, path: Path) -> None:
+    """Writes one file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
     ir.save(model, beside)

@@ -23,6 +23,7 @@ class Card:
         code: Python that asks the bundle, None for the classifier's.
         files: What the int8 graph is in.
         fed: What its inputs are, where they are not token ids.
+        reads: What it takes at most, a part of a sentence.
     """
 
     pipeline: str
@@ -32,6 +33,7 @@ class Card:
     code: str | None = None
     files: str = "`onnx/model_quantized.onnx`"
     fed: str = "int64 of shape (batch, length), made by `tokenizer.json`"
+    reads: str = "It reads at most\n{most} tokens"
 
 
 _EACH = "answers with {count} labels: {labels}"
@@ -91,6 +93,18 @@ CARDS = {
         code='print(bundle("an-image.png").label)  # or an array (height, width, 3) of uint8',
         fed="float32 of shape (batch, channels, height, width), made as `preprocessor_config.json` says",
     ),
+    "image-captioning": Card(
+        "image-to-text",
+        "writes a text for it, token by token",
+        "(batch, written, tokens), the decoder's, with keys and values as transformers.js and optimum feed them",
+        clients=("Python", "JavaScript"),
+        code='print(bundle("an-image.png").text)  # or an array (height, width, 3) of uint8\n'
+        'print(bundle("an-image.png", "a caption").likelihood)',
+        files="`onnx/encoder_model_quantized.onnx` and `onnx/decoder_model_merged_quantized.onnx`",
+        fed="float32 of shape (batch, channels, height, width), made as `preprocessor_config.json` says; hand the\n"
+        "encoder's `last_hidden_state` to the decoder as `encoder_hidden_states`, beside `input_ids`",
+        reads="It reads an\nimage",
+    ),
     "image-text": Card(
         "zero-shot-image-classification",
         "gives an image and a text vectors of length 1 in one space: the product of two is their similarity",
@@ -141,11 +155,12 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
     facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")), card.code, card.pipeline)
     columns = f"Its columns:\n\n```json\n{as_json(labels)}\n```\n" if labels else ""
+    answer = card.answer.format(count=len(labels), labels=shown)
+    says = f"{card.reads.format(most=manifest['max_length'])} and {answer}"
     text = f"""
 # {_plain(manifest["name"])}
 
-A distilled {manifest["task"]} model: {card.files}, {weights}, {megabytes:.1f} MB, for CPUs. It reads at most
-{manifest["max_length"]} tokens and {card.answer.format(count=len(labels), labels=shown)}.
+A distilled {manifest["task"]} model: {card.files}, {weights}, {megabytes:.1f} MB, for CPUs. {says}.
 
 ## Measured
 

@@ -119,8 +119,9 @@ class OnnxModel:
     def _feed(self, batch: Mapping[str, Array], past: Mapping[str, Array], before: int) -> dict[str, Array]:
         """What the graph reads of a batch with so many tokens before it; no past is an empty one."""
         if "input_ids" not in batch:
-            return {name: batch[name] for name in self.inputs}
-        rows, length = batch["input_ids"].shape
+            rows, length = len(next(iter(batch.values()))), 0
+        else:
+            rows, length = batch["input_ids"].shape
         known: dict[str, Array] = {
             "position_ids": np.tile(np.arange(before, before + length, dtype=np.int64), (rows, 1)),
             **{name: np.zeros((rows, *shape), np.float32) for name, shape in self.memory.items() if name not in past},
@@ -275,12 +276,11 @@ class Bundle:
 
     def ask(self, windows: Sequence[Window]) -> list[dict[str, Array]]:
         """What the graph says of each window, read in one batch; values of padding are left out."""
-        rows = [{"input_ids": one.ids, "token_type_ids": one.types} for one in windows]
         if self.model.encodes:
-            targets = [getattr(one, "target", None) for one in windows]
-            return [self._follow(row, target) if target else {} for row, target in zip(rows, targets, strict=True)]
+            return [self._follow(one, getattr(one, "target", None)) for one in windows]
         if self.images is not None:
             return self._seen(windows, self.images)
+        rows = [{"input_ids": one.ids, "token_type_ids": one.types} for one in windows]
         outputs = self.model.predict(self.pad(rows))
         return [
             {
@@ -307,21 +307,34 @@ class Bundle:
                     said[place][name] = row
         return said
 
-    def _follow(self, row: Mapping[str, Sequence[int]], target: Sequence[int]) -> dict[str, Array]:
+    def _follow(self, one: Window, target: Sequence[int] | None) -> dict[str, Array]:
         """What a decoder says at each place of a target, shown what stands before it; and the target as `labels`."""
+        if target is None:
+            return {}
+        ends = self.rules.get("ends") or []
+        if self.images is not None and ends and (not target or target[-1] not in ends):  # as training ended it
+            target = [*target[: self.max_length - 1], int(ends[0])]
         shown = np.array([[int(self.rules.get("start", 0)), *target[:-1]]], np.int64)
-        outputs = self.model.predict({**self.pad([row]), "decoder_input_ids": shown})
+        outputs = self.model.predict(
+            {**self._source(one.ids if self.images is None else one.pixels), "decoder_input_ids": shown}
+        )
         return {**{name: value[0] for name, value in outputs.items()}, "labels": np.array(target, np.int64)}
 
-    def write(self, ids: Sequence[int], rules: Rules) -> list[int]:
+    def _source(self, given: Any) -> dict[str, Array]:
+        """A batch of what an encoder reads: the pixels of an image, or the ids of a text."""
+        if self.images is not None:
+            return {PIXELS: self.images.normalise(given[None])}
+        return self.pad([{"input_ids": given, "token_type_ids": [0] * len(given)}])
+
+    def write(self, ids: Any, rules: Rules) -> list[int]:
         """The ids that follow, or that come of these, token by token; of a prompt that is too long the end is read.
 
         Args:
-            ids: At least one.
+            ids: At least one; of an image, which has none, its pixels (C, H, W) uint8.
             rules: What may be written, and whether by beams.
         """
         if self.model.encodes:
-            return self.model.write(self.pad([{"input_ids": ids, "token_type_ids": [0] * len(ids)}]), rules)[0]
+            return self.model.write(self._source(ids), rules)[0]
         longest = int(self.rules.get("context", self.max_length))
         rules = replace(rules, max_new_tokens=min(rules.max_new_tokens, longest - 1))
         last = list(ids)[: -1 if len(ids) > 1 and ids[-1] in rules.ends else None]  # the tokenizer's own end
@@ -330,7 +343,7 @@ class Bundle:
             return beam(self.model.step, prompt, rules)[0][0]
         return greedy(self.model.step, np.array([prompt], np.int64), rules)[0]
 
-    def _writer(self, new_tokens: int | None) -> Callable[[Sequence[int]], list[int]] | None:
+    def _writer(self, new_tokens: int | None) -> Callable[[Any], list[int]] | None:
         if not self.model.writes or new_tokens == 0:
             return None
         rules = Rules.of(self.rules)

@@ -37,20 +37,23 @@ class EncoderDecoder:
         self._past = {name: value.shape for name, value in own.items() if name.startswith("past_key_values.")}
         names = [name.replace("past_key_values", "present") for name in self._past]
         self._first = dict(zip(names, self._past, strict=True))
-        self._next = {present: past for present, past in self._first.items() if ".decoder." in past}
+        self._next = {present: past for present, past in self._first.items() if ".encoder." not in past}
 
     encodes, writes = True, True
     memory: Mapping[str, tuple[int, ...]] = {}
     """None that a caller has to keep."""
 
     def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """`logits` (B, T, V) behind each of `decoder_input_ids` (B, T), for `input_ids`, `attention_mask` (B, L)."""
+        """`logits` (B, T, V) behind each of `decoder_input_ids` (B, T), for what the encoder reads.
+
+        That is `input_ids`, `attention_mask` (B, L), or `pixel_values` (B, C, H, W).
+        """
         states, mask = self._read(batch)
         logits, _ = self._step(batch["decoder_input_ids"], states, mask, None)
         return {"logits": logits}
 
     def write(self, batch: Mapping[str, Array], rules: Rules) -> list[list[int]]:
-        """By row of `input_ids`, `attention_mask` (B, L) the ids that the decoder writes, with the end.
+        """By row of what the encoder reads, as in `predict`, the ids that the decoder writes, with the end.
 
         Args:
             batch: The sources.
@@ -73,11 +76,13 @@ class EncoderDecoder:
         return int(next(value.shape[2] for value in self.decoder.session.get_outputs() if value.name == "logits"))
 
     def stepper(self, batch: Mapping[str, Array]) -> Step:
-        """What writes behind the sources `input_ids`, `attention_mask` (B, L), token by token."""
+        """What writes behind the sources, token by token."""
         return self._stepper(*self._read(batch))
 
     def _read(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        return self.encoder.predict(batch)["last_hidden_state"], batch["attention_mask"]
+        states = self.encoder.predict(batch)["last_hidden_state"]
+        whole = "input_ids" not in batch  # an image has no padding
+        return states, np.ones(states.shape[:2], np.int64) if whole else batch["attention_mask"]
 
     def _stepper(self, states: Array, mask: Array) -> Step:
         def step(ids: Array, past: Past | None) -> tuple[Array, Past]:
@@ -89,6 +94,8 @@ class EncoderDecoder:
 
     def _step(self, ids: Array, states: Array, mask: Array, past: Mapping[str, Array] | None) -> tuple[Array, Past]:
         """Logits (B, T, V) of new tokens, and what the next ones need: keys and values, and the encoder's mask."""
+        if "use_cache_branch" not in self.decoder.inputs and len(states) == 1:  # read at every token: each beam its own
+            states = np.repeat(states, len(ids), axis=0)
         feed: dict[str, Any] = {"input_ids": ids, "encoder_attention_mask": mask, "encoder_hidden_states": states}
         if past is None:
             past = {name: np.zeros((len(ids), shape[1], 0, shape[3]), np.float32) for name, shape in self._past.items()}

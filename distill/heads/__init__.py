@@ -6,6 +6,7 @@ A new task enters `HEADS` with the head that reads its graph.
 from __future__ import annotations
 
 from distill.heads.base import Asked, Head, Prediction, Text, Window
+from distill.heads.captioning import Captioner
 from distill.heads.classification import Classifier, Label
 from distill.heads.embedding import Embedder, Embedding, Similarity
 from distill.heads.image_classification import ImageClassifier
@@ -24,6 +25,7 @@ HEADS: dict[str, Head] = {
     "multi-label": MultiLabel(),
     "question-answering": Reader(),
     "image-classification": ImageClassifier(),
+    "image-captioning": Captioner(),
     "image-text": Retriever(),
     "regression": Regressor(),
     "token-classification": Tagger(),
@@ -37,6 +39,7 @@ __all__ = [
     "HEADS",
     "Answer",
     "Asked",
+    "Captioner",
     "Classifier",
     "Continuation",
     "Embedder",

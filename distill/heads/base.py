@@ -57,13 +57,13 @@ class Asked:
         text: As it was given.
         windows: Its parts; one where it is short enough.
         outputs: By window, what the graph said of it without padding: (L, ...) for a value a token.
-        write: From ids to the ids that the bundle writes behind them; None where it writes nothing.
+        write: From ids, or an image's pixels, to the ids that the bundle writes behind them; None where it writes none.
     """
 
     text: Text
     windows: Sequence[Window]
     outputs: Sequence[Mapping[str, Array]]
-    write: Callable[[Sequence[int]], list[int]] | None = None
+    write: Callable[[Any], list[int]] | None = None
 
 
 class Head(ABC):

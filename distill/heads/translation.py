@@ -82,7 +82,8 @@ class Translator(Head):
             return Translation(asked.text[1], math.exp(float(np.log(np.maximum(chances, 1e-30)).mean())))
         if asked.write is None:
             return Translation(None)
-        return Translation(tokenizer.decode(asked.write(window.ids), skip_special_tokens=True).strip())
+        read = window.ids if window.pixels is None else window.pixels
+        return Translation(tokenizer.decode(asked.write(read), skip_special_tokens=True).strip())
 
     def prove(self, outputs: Mapping[str, Array]) -> Array:
         """(T,) probabilities of the target's tokens, each behind those before it."""

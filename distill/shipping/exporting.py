@@ -17,6 +17,7 @@ from distill.candidates import Choice, fastest
 from distill.evaluation import TorchPredictor, agreement, evaluate
 from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
+from distill.export.captioner import cut_captioner
 from distill.export.dual import part
 from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
@@ -35,7 +36,7 @@ from distill.tasks import Batch, Encoded, Padding, Task
 from distill.tasks.base import Predictor
 from distill.teacher import Checkpoint, load_checkpoint
 
-CUTS = {"decoder": (cut, pieces), "towers": (part, towers)}
+CUTS = {"decoder": (cut, pieces), "captioner": (cut_captioner, pieces), "towers": (part, towers)}
 """By `Task.cut`: what writes the two files of a graph, and what they are called."""
 
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from distill.cards import StudentCard
+from distill.encoders import is_captioner
 from distill.progress import SILENT, Progress
 from distill.student.bottleneck import fit_bottlenecks
 from distill.student.build import Student, build_student, override_card, trim_student
+from distill.student.captioners import build_captioner
 from distill.student.reduction import carry_over
 from distill.student.shape import activation_of, inner_width
 from distill.student.surgery import LAYOUTS, Batch, rank_layers
@@ -57,12 +59,13 @@ def start_student(
         StudentError: When the shape cannot be built, or its layers cannot be ranked.
     """
     changes = dict(overrides or {})
-    if is_dual(teacher.config):
+    if is_dual(teacher.config) or is_captioner(teacher.config):
         if layers == "important":
-            refuse_ranking()
+            refuse_ranking("two encoders" if is_dual(teacher.config) else "an encoder and a decoder")
         if layers != "card":
             changes["inherits"] = {"parts": list(card.inherits.parts), "layers": layers}
-        return build_dual(teacher, card, overrides=changes, seed=seed, init="random" if init == "random" else "teacher")
+        build = build_dual if is_dual(teacher.config) else build_captioner
+        return build(teacher, card, overrides=changes, seed=seed, init="random" if init == "random" else "teacher")
     if layers == "important":
         wanted = override_card(card, changes).layers
         layers = rank_layers(teacher, list(batches())[:RANKED], wanted, progress=progress)

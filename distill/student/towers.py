@@ -80,14 +80,14 @@ def build_dual(
     )
 
 
-def refuse_ranking() -> None:
-    """Says that layers of two encoders are not ranked.
+def refuse_ranking(parts: str) -> None:
+    """Says that layers of several parts, which `parts` names, are not ranked.
 
     Raises:
         StudentError: Always.
     """
     raise StudentError(
-        "the layers of two encoders cannot be ranked by what the answers lose without them",
+        f"the layers of {parts} cannot be ranked by what the answers lose without them",
         where="student.inherit_layers",
         fix='Set "even", "first" or "last", or name the layers.',
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from distill.errors import TeacherError
 from distill.tasks.base import GraphSpec, Task
+from distill.tasks.captioning import Captioning
 from distill.tasks.causal_lm import CausalLM
 from distill.tasks.encoded import Batch, Encoded, Padding, concatenate
 from distill.tasks.image_classification import ImageClassification
@@ -30,6 +31,7 @@ TASKS: dict[str, Task] = {
         ImageClassification(),
         ImageText(),  # before sentence-embedding, which takes every other name that ends in Model
         CausalLM(),
+        Captioning(),  # likewise
         Seq2Seq(),  # before sentence-embedding: MarianMTModel ends in Model
         SentenceEmbedding(),  # behind causal-lm: every name that ends in LMHeadModel ends in Model
         MaskedLanguageModel(),
@@ -45,7 +47,7 @@ def find_task(
     """The task called `name`, or for `auto` the one that the checkpoint's architecture is made for.
 
     Args:
-        name: A key of `TASKS` or `auto`.
+        name: A key of `TASKS` or `auto`. A task of the same kin is taken where the architecture is that one's.
         architectures: `config.architectures` of the teacher.
         problem: Its `config.problem_type`.
         where: What the error names when nothing fits.
@@ -54,7 +56,8 @@ def find_task(
         TeacherError: No task fits the architecture.
     """
     if name != "auto":
-        return TASKS[name]
+        near = [task for task in TASKS.values() if task.kin == name]
+        return next((task for task in near if any(made.endswith(task.suffixes) for made in architectures)), TASKS[name])
     for task in TASKS.values():
         if problem in task.problems and any(task.fits(name) for name in architectures):
             return task

@@ -78,7 +78,9 @@ class Task(ABC):
         beside: Paths of JSON files beside a checkpoint that say what it computes.
         trims: The student may have fewer tokens than its teacher.
         relative: The metric may be far below 1: what int8 may lose is counted in hundredths of it.
-        cut: The graph ships in two files: encoder and decoder, or one that reads texts and one that reads images.
+        cut: The graph ships in two files: encoder and decoder, of texts or of images (`captioner`), or one that reads
+            texts and one that reads images.
+        kin: Name of the task that a recipe may say instead, where the teacher is of this one.
         on_policy: The student may learn from texts that it writes itself.
         prefixes: The same words may stand before every text: `data.prefix`.
         feeds: Columns of a batch that its models may be given.
@@ -105,7 +107,8 @@ class Task(ABC):
     beside: ClassVar[tuple[str, ...]] = ()
     trims: ClassVar[bool] = True
     relative: ClassVar[bool] = False
-    cut: ClassVar[Literal["", "decoder", "towers"]] = ""
+    cut: ClassVar[Literal["", "decoder", "towers", "captioner"]] = ""
+    kin: ClassVar[str] = ""
     on_policy: ClassVar[bool] = False
     prefixes: ClassVar[bool] = False
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")

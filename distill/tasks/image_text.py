@@ -46,7 +46,7 @@ class ImageText(Task):
     trims: ClassVar[bool] = False
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", PIXELS)
     stretches: ClassVar[bool] = False
-    cut: ClassVar[Literal["", "decoder", "towers"]] = "towers"
+    cut: ClassVar[Literal["", "decoder", "towers", "captioner"]] = "towers"
 
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Nothing: there are no classes."""

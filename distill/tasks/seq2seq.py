@@ -36,7 +36,7 @@ class Seq2Seq(Task):
     named: ClassVar[bool] = False
     cached: ClassVar[bool] = False
     trims: ClassVar[bool] = False
-    cut: ClassVar[Literal["", "decoder", "towers"]] = "decoder"
+    cut: ClassVar[Literal["", "decoder", "towers", "captioner"]] = "decoder"
     relative: ClassVar[bool] = True
     prefixes: ClassVar[bool] = True
 
@@ -54,13 +54,15 @@ class Seq2Seq(Task):
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
         """input_ids, attention_mask (B, L); decoder_input_ids, labels, scored (B, T); example (B,)."""
-        batch = pad_columns(rows, padding)
+        return {**pad_columns(rows, padding), **self.shown(rows, padding)}
+
+    def shown(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
+        """decoder_input_ids, labels, scored (B, T): the target behind the token that a decoder starts with."""
         longest = max(len(row["labels"]) for row in rows)
-        shown = [{"decoder_input_ids": [padding.start, *row["labels"][:-1]]} for row in rows]
-        batch["decoder_input_ids"] = padding.stack(shown, "decoder_input_ids", longest)
-        batch["labels"] = Padding({"labels": NO_LABEL}).stack(rows, "labels", longest)
-        batch["scored"] = batch["labels"] != NO_LABEL
-        return batch
+        begun = [{"decoder_input_ids": [padding.start, *row["labels"][:-1]]} for row in rows]
+        labels = Padding({"labels": NO_LABEL}).stack(rows, "labels", longest)
+        given = padding.stack(begun, "decoder_input_ids", longest)
+        return {"decoder_input_ids": given, "labels": labels, "scored": labels != NO_LABEL}
 
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Nothing: the head has a row a token."""
@@ -230,7 +232,8 @@ def rules_of(model: Any) -> Rules:
     config = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     longest = config.max_new_tokens or (config.max_length - 1 if config.max_length and config.max_length > 20 else MOST)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    written = getattr(model.config, "decoder", model.config)  # behind an image encoder it has a config of its own
+    positions = getattr(written, "max_position_embeddings", None)
     never = [ids[0] for ids in config.bad_words_ids or [] if len(ids) == 1]
     return Rules(
         ends=tuple(end for end in ends if end is not None),

@@ -24,10 +24,11 @@ from transformers import (
 )
 
 from distill.export.bundle import Contents, write_bundle
+from distill.export.captioner import cut_captioner
 from distill.export.clients import Facts, javascript, usage
 from distill.export.dual import part
 from distill.export.graph import export_graph
-from distill.export.pieces import towers
+from distill.export.pieces import pieces, towers
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import Bundle
 from distill.export.strings import odd_strings
@@ -372,6 +373,48 @@ def test_an_image_and_a_text_are_as_alike(pairer: Path, clients: Path, tmp_path:
         assert float(said.partition("similarity: ")[2].split()[0]) == pytest.approx(mine, abs=TOLERANCE)
         seen.add(round(mine, 3))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "trocr"])
+def test_captions_are_written_alike(
+    kind: str,
+    make_captioner: Callable[..., Any],
+    caption_words: Callable[..., Any],
+    clients: Path,
+    tmp_path: Path,
+) -> None:
+    """The README's own lines write what we write: pixels, the first, empty past, and each one after it."""
+    task, words = (
+        TASKS["image-captioning"],
+        caption_words(["a bold thin narrow wide one two three four five"]),
+    )
+    model, work = make_captioner(len(words), kind=kind, decoder=32, layers=2).eval(), tmp_path / "work"
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(2.0)  # or every image were given the same words
+    model.generation_config.max_new_tokens = 8
+    for part_of_it in (model, words, ViTImageProcessorPil(size={"height": 8, "width": 8})):
+        part_of_it.save_pretrained(work)
+    metadata = {"distill.format": "1", "distill.task": task.name, "distill.max_length": "12", "distill.labels": "[]"}
+    metadata["distill.rules"] = json.dumps(task.rules(model))
+    export_graph(model, task.exported(model, []), work / "whole.onnx", metadata=metadata)
+    cut_captioner(work / "whole.onnx", *pieces(work / "cut/whole.onnx"))
+    facts = {"metrics": {}, "verification": [], "recipe_toml": 'name = "writer"\n', "versions": {"distill": "0"}}
+    files = {"fp32_onnx": work / "cut/whole.onnx", "int8_onnx": work / "cut/whole.onnx", "model_folder": work}
+    named = {"name": "writer", "task": task.name, "labels": [], "max_length": 12}
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    write_bundle(tmp_path / "writer", Contents(**named, **files, **facts, golden_texts=[(images[0], "a bold three")]))
+    bundle, seen = Bundle.load(tmp_path / "writer"), set()
+    block = re.search(r"```javascript\n(.*?)```", (bundle.folder / "README.md").read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    for number, image in enumerate(images):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "one.png").write_bytes(encode_image(image))
+        said, mine = app(block[1].replace("an-image.png", "one.png"), bundle.folder, clients, place), bundle(image).text
+        assert f"generated_text: '{mine}'" in said
+        seen.add(mine)
+    assert len(seen) > 1
 
 
 def app(code: str, folder: Path, clients: Path, place: Path) -> str:
