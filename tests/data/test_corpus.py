@@ -87,8 +87,12 @@ def test_a_saved_dataset_is_sliced(tmp_path):
         ("a.jsonl", b'{"text": "one"}\n' * ROWS + b"{", rf"row {ROWS + 1}: line {ROWS + 1} is not JSON"),
         ("a.csv", b"text\n" + b"one\n" * ROWS + b"a,b\n", rf"row {ROWS + 1}: line {ROWS + 2} has 2 fields"),
         ("a.txt.gz", b"no gzip", r"a.txt.gz: cannot be read \(Not a gzipped file"),
-        ("a.csv.gz", gzip.compress(b"text\n" + b"one\n" * 9)[:-9], r"a.csv.gz: cannot be read \(Compressed file ended"),
-        ("a.csv.gz", gzip.compress(b"words\none\n"), r"there is no column 'text'; columns are 'words'"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"text\n" + b"one\n" * 9, mtime=0)[:-9],
+            r"a.csv.gz: cannot be read \(Compressed file ended",
+        ),
+        ("a.csv.gz", gzip.compress(b"words\none\n", mtime=0), r"there is no column 'text'; columns are 'words'"),
     ],
 )
 def test_an_unusable_row_is_named_by_its_place(tmp_path, intents_folder, monkeypatch, name, data, match):
