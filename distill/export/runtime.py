@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from distill.errors import BundleError
 from distill.export.pieces import files_of, towers
-from distill.export.sessions import session_options
+from distill.export.sessions import open_session
 from distill.export.single_file import is_ort_file, metadata_of, refuse_external_data
 from distill.heads import HEADS, Asked, Text, Window
 from distill.heads.generation import Rules, beam, greedy
@@ -58,9 +57,8 @@ class OnnxModel:
         if not is_ort_file(self.path):  # that format names no other file, and all that options could change is done
             refuse_external_data(self.path)
             said = metadata_of(self.path)
-        options = session_options(threads, said)
         try:
-            self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(self.path, threads, said)
         except Exception as error:  # onnxruntime raises classes of its own, one a status code
             reason = " ".join(str(error).split())[:200]
             raise BundleError(

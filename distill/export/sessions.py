@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import onnxruntime
 
 WIDE = ("arm64", "x86-vnni", "wasm")
 """Targets whose int8 weights go to -127 and 127 (`LARGEST` in `quantize`)."""
 
+CPU = ["CPUExecutionProvider"]
+
 PRECISE = "session.x64quantprecision"
 """ONNX Runtime's switch for x86 without VNNI: its products of u8 and s8 add pairs in 16 bits, where 2 * 255 * 127 does
 not fit; with the switch weights become u8 on loading and sums are exact. Processors with VNNI and Arm ignore it."""
 
 
-def session_options(threads: int, metadata: Mapping[str, str]) -> onnxruntime.SessionOptions:
-    """Options of a session on the CPU.
+def open_session(
+    model: str | Path | bytes, threads: int, metadata: Mapping[str, str], *, operators: str = ""
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU.
 
     Args:
+        model: A file, or its bytes.
         threads: Threads of a call; 0 leaves it to ONNX Runtime.
-        metadata: The file's. One made for processors that keep exact sums is given them on all others too; a file that
-            names no target runs as ONNX Runtime would run it.
+        metadata: The file's. One made for processors that keep exact sums is given them on all others too, but where
+            layers share their weights (ALBERT): ONNX Runtime 1.32 cannot make such weights u8, and refuses the file. A
+            file that names no target runs as ONNX Runtime would run it.
+        operators: A library of custom operators.
     """
+    if metadata.get("distill.target") in WIDE:
+        with suppress(Exception):  # what is wrong with the file itself is said below
+            return onnxruntime.InferenceSession(model, _options(threads, operators, exact=True), providers=CPU)
+    return onnxruntime.InferenceSession(model, _options(threads, operators), providers=CPU)
+
+
+def _options(threads: int, operators: str, *, exact: bool = False) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if exact else 3
     if threads == 1:  # nothing to spin for: an idle app should not hold a core
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if metadata.get("distill.target") in WIDE:
+    if exact:
         options.add_session_config_entry(PRECISE, "1")
+    if operators:
+        options.register_custom_ops_library(operators)
     return options

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from distill.errors import BundleError, VerificationError, needs_extra
 from distill.export.bundle import MANIFEST
 from distill.export.runtime import QUANTIZED, Bundle, inside
-from distill.export.sessions import session_options
+from distill.export.sessions import open_session
 from distill.export.single_file import metadata_of, refuse_external_data
 from distill.export.strings import odd_strings
 from distill.export.text_graph import CONTRIB, Nodes, wordpiece
@@ -48,11 +47,9 @@ class TextModel:
             raise needs_extra("text", "onnxruntime-extensions") from None
         if not isinstance(model, bytes):
             refuse_external_data(Path(model))
-        options = session_options(1, metadata_of(model if isinstance(model, bytes) else Path(model)))
-        options.register_custom_ops_library(get_library_path())
-        given = model if isinstance(model, bytes) else str(model)
+        said = metadata_of(model if isinstance(model, bytes) else Path(model))
         try:
-            self.session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(model, 1, said, operators=get_library_path())
         except Exception as error:  # onnxruntime raises classes of its own, one a status code
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"ONNX Runtime cannot load the text model ({reason})", fix="Export it again.") from None

@@ -32,6 +32,12 @@ def logits(path: Path, one: Any) -> np.ndarray:
     return np.concatenate([model.predict(batch)["logits"] for batch in one.batches((1, 5), (3, 33))])
 
 
+def logits_as_any_program_gets_them(path: Path, one: Any) -> np.ndarray:
+    """Without the option that makes sums exact on x86 without VNNI: an .ort file is past what it changes."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(["logits"], batch)[0] for batch in one.batches((1, 5), (3, 33))])
+
+
 def test_half_precision_halves_the_file_and_keeps_the_answers(
     fp32: Path, tiny: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -101,8 +107,8 @@ def test_the_ort_file_answers_as_the_onnx_file(target: Any, tiny: Callable[[str]
     small = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
     made = write_ort(small.path, tmp_path / "phone", arm=target == "arm64")
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
-    small_logits = [session.run(["logits"], batch)[0] for batch in one.batches((1, 5), (3, 33))]
-    np.testing.assert_allclose(np.concatenate(small_logits), logits(small.path, one), atol=1e-5)
+    given = logits_as_any_program_gets_them(made.path, one)
+    np.testing.assert_allclose(given, logits_as_any_program_gets_them(small.path, one), atol=1e-5)
     assert session.get_modelmeta().custom_metadata_map == OnnxModel(small.path).metadata
     assert any(line.startswith("com.microsoft;1;") and "MatMul" in line for line in made.operators)
     assert sorted(path.name for path in (tmp_path / "phone").iterdir()) == ["int8.ort", "required_operators.config"]
@@ -153,7 +159,8 @@ def test_a_metric_that_is_no_number_is_refused(half: bool, fp32: Path, tmp_path:
 def test_the_runtime_loads_ort_files(fp32: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
     small = quantize_dynamic_int8(fp32, tmp_path / "int8.onnx", target="arm64")
     made = write_ort(small.path, tmp_path / "phone")
-    np.testing.assert_allclose(logits(made.path, tiny("bert")), logits(small.path, tiny("bert")), atol=1e-5)
+    expected = logits_as_any_program_gets_them(small.path, tiny("bert"))
+    np.testing.assert_allclose(logits(made.path, tiny("bert")), expected, atol=1e-5)
     broken = tmp_path / "broken.ort"
     broken.write_bytes(made.path.read_bytes()[:500])
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):

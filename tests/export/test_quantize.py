@@ -24,12 +24,14 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from distill.candidates import machine_target
 from distill.errors import ExportError
 from distill.export.graph import export_graph, write
 from distill.export.lookups import quantize_rows
 from distill.export.passes import apply_passes, passes_for
 from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
+from distill.export.sessions import WIDE
 from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification
 
@@ -77,6 +79,8 @@ def test_a_column_of_zeros_stays_zero() -> None:
 def test_int8_answers_nearly_like_fp32(
     family: str, target: Any, tiny: Callable[[str], Any], exported: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    if family == "albert" and target in WIDE and machine_target() == "x86-avx2":
+        pytest.skip("sums of weights that layers share are not exact on x86 without VNNI: docs/graph.md")
     one, source = tiny(family), exported(family)
     made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
     exact, small = OnnxModel(source), OnnxModel(made.path)

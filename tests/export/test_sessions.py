@@ -15,7 +15,7 @@ from distill.errors import BundleError
 from distill.export.passes.fused_attention import OPSET
 from distill.export.quantize import LARGEST, Target, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
-from distill.export.sessions import PRECISE, WIDE, session_options
+from distill.export.sessions import PRECISE, WIDE
 from distill.export.single_file import metadata_of
 from distill.export.text import TextModel
 
@@ -53,16 +53,31 @@ def test_products_are_exact_on_this_machine(target: Target, fp32: Path, tmp_path
     np.testing.assert_allclose(OnnxModel(made.path).predict({"x": x})["y"], in_integers(x, made.path), atol=1e-4)
 
 
-def test_the_switch_is_set_where_weights_are_wide() -> None:
+def test_the_switch_is_set_where_weights_are_wide(fp32: Path, tmp_path: Path) -> None:
     """A file that keeps weights to 7 bits is exact without it, and only slower with it."""
     assert {target for target, largest in LARGEST.items() if largest > 63} == set(WIDE)
     for target in LARGEST:
-        options = session_options(1, {"distill.target": target})
+        made = quantize_dynamic_int8(fp32, tmp_path / f"{target}.onnx", target=target)
+        options = OnnxModel(made.path).session.get_session_options()
         if target in WIDE:
             assert options.get_session_config_entry(PRECISE) == "1"
         else:
             with pytest.raises(Exception, match="does not have configuration"):
                 options.get_session_config_entry(PRECISE)
+
+
+@pytest.mark.parametrize("target", WIDE)
+def test_weights_that_several_products_share_load_everywhere(target: Target, fp32: Path, tmp_path: Path) -> None:
+    """On x86 without VNNI ONNX Runtime 1.32 refuses such a file with the switch."""
+    model = onnx.load(fp32)
+    model.graph.node.append(helper.make_node("MatMul", ["x2", "w"], ["y2"]))
+    model.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, ["B", K]))
+    model.graph.output.append(helper.make_tensor_value_info("y2", TensorProto.FLOAT, ["B", N]))
+    onnx.save(model, tmp_path / "shared.onnx")
+    made = quantize_dynamic_int8(tmp_path / "shared.onnx", tmp_path / "int8.onnx", target=target)
+    x = np.random.default_rng(1).random((3, K), np.float32)
+    found = OnnxModel(made.path).predict({"x": x, "x2": x})
+    np.testing.assert_array_equal(found["y"], found["y2"])
 
 
 def test_metadata_is_read_before_there_is_a_session(fp32: Path, tmp_path: Path) -> None:
