@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
+from distill.candidates import machine_target
 from distill.errors import ExportError
 from distill.export.calibrate import METHODS, Range, Seen, observe
 from distill.export.graph import write
 from distill.export.passes import apply_passes, passes_for
 from distill.export.quantize import quantize_int8
 from distill.export.runtime import OnnxModel
+from distill.export.sessions import WIDE
 from distill.export.smooth import smooth_outliers
 
 
@@ -97,6 +99,8 @@ def test_calibration_needs_text(tiny: Callable[[str], Any], tmp_path: Path) -> N
 def test_static_int8_answers_nearly_like_fp32(
     family: str, target: Any, tiny: Callable[[str], Any], tmp_path: Path
 ) -> None:
+    if family == "albert" and target in WIDE and machine_target() == "x86-avx2":
+        pytest.skip("sums of weights that layers share are not exact on x86 without VNNI: docs/graph.md")
     one = tiny(family)
     path = file_of(one, tmp_path / "model.onnx", target)
     batches = one.batches((2, 5), (3, 33), (2, 60))

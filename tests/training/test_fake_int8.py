@@ -184,8 +184,8 @@ def test_what_nothing_else_repairs_is_trained(shifted: Any, tmp_path: Path) -> N
         model = copy.deepcopy(shifted)
         compute_in_int8(model, largest=LARGEST["x86-avx2"], exact=exact)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-        for step in range(300):
-            optimizer.param_groups[0]["lr"] = 1e-4 * (1 - step / 300)
+        for step in range(450):
+            optimizer.param_groups[0]["lr"] = 1e-4 * (1 - step / 450)
             number = step % len(batches)
             loss = torch.nn.functional.mse_loss(logits(model, batches[number]), wanted[number])
             loss.backward()
