@@ -235,10 +235,10 @@ class TrainingRecipe(_Section):
         "first ones. The way back ends above them.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Layers are computed again on the way back: less memory, steps a third slower."
+        False, description="Layers are computed again on the way back: less memory, slower steps."
     )
     compile: bool = Field(
-        False, description="Compiles the student with torch.compile: minutes first, then less a step."
+        False, description="Compiles the student with torch.compile, which starts slowly: measure whether it pays."
     )
     threads: int = Field(
         0, ge=0, description="Threads of training and labelling on a processor; 0 leaves PyTorch's own."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import onnxruntime
@@ -16,6 +15,9 @@ CPU = ["CPUExecutionProvider"]
 PRECISE = "session.x64quantprecision"
 """ONNX Runtime's switch for x86 without VNNI: its products of u8 and s8 add pairs in 16 bits, where 2 * 255 * 127 does
 not fit; with the switch weights become u8 on loading and sums are exact. Processors with VNNI and Arm ignore it."""
+
+SHARED = "Attempt to replace the existing tensor"
+"""What it says where the switch meets weights that several products share."""
 
 
 def open_session(
@@ -32,8 +34,11 @@ def open_session(
         operators: A library of custom operators.
     """
     if metadata.get("distill.target") in WIDE:
-        with suppress(Exception):  # what is wrong with the file itself is said below
+        try:
             return onnxruntime.InferenceSession(model, _options(threads, operators, exact=True), providers=CPU)
+        except Exception as error:  # onnxruntime raises classes of its own, one a status code
+            if SHARED not in str(error):
+                raise
     return onnxruntime.InferenceSession(model, _options(threads, operators), providers=CPU)
 
 
@@ -41,7 +46,7 @@ def _options(threads: int, operators: str, *, exact: bool = False) -> onnxruntim
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4 if exact else 3
+    options.log_severity_level = 4 if exact else 3  # what is refused there is opened again, or raised
     if threads == 1:  # nothing to spin for: an idle app should not hold a core
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact:

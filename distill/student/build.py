@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -209,6 +209,29 @@ def override_card(
         raise StudentError(error.what, where=error.where, fix=error.fix) from None
 
 
+def compose(teacher: PreTrainedModel, parts: Mapping[str, PretrainedConfig], seed: int) -> PreTrainedModel:
+    """A model of the teacher's class with random weights, made of parts that have a config each.
+
+    Args:
+        teacher: Its config says all but the parts.
+        parts: By name in the teacher's config.
+        seed: Decides the weights; torch's own generator is left as it was.
+    """
+    values = {**teacher.config.to_dict(), **{name: config.to_dict() for name, config in parts.items()}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: PreTrainedModel = type(teacher)(type(teacher.config).from_dict(values)).float()
+    return made
+
+
+def fresh_parts(model: PreTrainedModel, taken: Container[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Parameters that are not `taken` from a teacher, and a remark on their modules where there are any."""
+    fresh = tuple(name for name, _ in model.named_parameters() if name not in taken)
+    modules = sorted({_without_numbers(name.rpartition(".")[0]) or name for name in fresh})
+    more = f" and {len(modules) - 6} more" if len(modules) > 6 else ""
+    return fresh, [f"random start: {', '.join(modules[:6])}{more}"] if fresh else []
+
+
 def sibling_class(
     teacher_class: type[PreTrainedModel], teacher: PretrainedConfig, student: PretrainedConfig
 ) -> type[PreTrainedModel]:
@@ -264,6 +287,10 @@ def _remarks(teacher: PretrainedConfig, model: PreTrainedModel, taken: Inherited
 
 
 def _short(model: PreTrainedModel, parameter: str) -> str:
-    """The module of a parameter without layer numbers, so that one word stands for all layers."""
-    module = parameter.rpartition(".")[0].removeprefix(f"{base_name(model)}.")
+    """The module of a parameter, inside the base model and without layer numbers."""
+    return _without_numbers(parameter.rpartition(".")[0].removeprefix(f"{base_name(model)}."))
+
+
+def _without_numbers(module: str) -> str:
+    """A module's name without layer numbers, so that one word stands for all layers."""
     return ".".join(step for step in module.split(".") if not step.isdigit())

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from distill.cards import StudentCard
 from distill.errors import StudentError
-from distill.student.build import Student, override_card
+from distill.student.build import Student, compose, fresh_parts, override_card
 from distill.student.inheritance import inherit
 from distill.student.shape import Component, Size, choose_layers, depth, measure, shape_config
 
@@ -46,10 +46,7 @@ def build_captioner(
     shaped = {name: shape_config(getattr(teacher.config, name), one) for name, one in cards.items()}
     if getattr(shaped["decoder"], "cross_attention_hidden_size", None) is not None:  # TrOCR's reads any width
         shaped["decoder"].cross_attention_hidden_size = shaped["encoder"].hidden_size
-    values = {**teacher.config.to_dict(), **{name: config.to_dict() for name, config in shaped.items()}}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = type(teacher)(type(teacher.config).from_dict(values)).float()
+    model = compose(teacher, shaped, seed)
     maps = {name: choose_layers(one, depth(getattr(teacher.config, name))) for name, one in cards.items()}
     taken: set[str] = set()
     remarks: list[str] = []
@@ -61,10 +58,8 @@ def build_captioner(
         taken |= _copy_bridge(teacher, model)
     model.tie_weights()
     model.generation_config = copy.deepcopy(teacher.generation_config)
-    fresh = tuple(name for name, _ in model.named_parameters() if name not in taken)
-    if fresh:
-        parts = sorted({".".join(step for step in name.split(".")[:-1] if not step.isdigit()) for name in fresh})
-        remarks.append(f"random start: {', '.join(parts[:6])}{f' and {len(parts) - 6} more' if len(parts) > 6 else ''}")
+    fresh, said = fresh_parts(model, taken)
+    remarks += said
     remarks.append(f"layers of the decoder: {', '.join(f'{mine} from {theirs}' for mine, theirs in maps['decoder'])}")
     return Student(
         model=model.train(),

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.cards import StudentCard
 from distill.errors import StudentError
-from distill.student.build import Student, override_card
+from distill.student.build import Student, compose, fresh_parts, override_card
 from distill.student.inheritance import inherit
 from distill.student.shape import Component, Size, choose_layers, depth, measure, shape_config
 
@@ -48,10 +48,7 @@ def build_dual(
     """
     card = override_card(card, overrides or {}, init=init)
     shaped = {name: shape_config(getattr(teacher.config, name), card) for name in TOWERS}
-    values = {**teacher.config.to_dict(), **{name: config.to_dict() for name, config in shaped.items()}}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = type(teacher)(type(teacher.config).from_dict(values)).float()
+    model = compose(teacher, shaped, seed)
     maps = {name: choose_layers(card, depth(getattr(teacher.config, name))) for name in TOWERS}
     taken: set[str] = set()
     remarks: list[str] = []
@@ -62,10 +59,8 @@ def build_dual(
         remarks += found.remarks
     if "head" in card.inherits.parts:
         taken |= _copy_joints(teacher, model)
-    fresh = tuple(name for name, _ in model.named_parameters() if name not in taken)
-    if fresh:
-        parts = sorted({_without_numbers(name) for name in fresh})
-        remarks.append(f"random start: {', '.join(parts[:6])}{f' and {len(parts) - 6} more' if len(parts) > 6 else ''}")
+    fresh, said = fresh_parts(model, taken)
+    remarks += said
     if maps["vision_config"] != maps["text_config"]:
         pairs = ", ".join(f"{mine} from {theirs}" for mine, theirs in maps["vision_config"])
         remarks.append(f"layers of the image encoder: {pairs}")
@@ -91,11 +86,6 @@ def refuse_ranking(parts: str) -> None:
         where="student.inherit_layers",
         fix='Set "even", "first" or "last", or name the layers.',
     )
-
-
-def _without_numbers(parameter: str) -> str:
-    """The module of a parameter without layer numbers, so that one word stands for all layers."""
-    return ".".join(step for step in parameter.split(".")[:-1] if not step.isdigit()) or parameter
 
 
 def _copy_joints(teacher: nn.Module, student: nn.Module) -> set[str]:
