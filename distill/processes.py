@@ -132,13 +132,6 @@ def part() -> slice:
     return slice(number() if count() > 1 else 0, None, count())
 
 
-def device() -> Any:
-    """The `torch.device` of this process while it works with others: its card, or the processor."""
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def first_then_all(work: Callable[[], T]) -> T:
     """What `work` gives in each process; the first is done with it, and has written what the others read, before."""
     if not is_main():

@@ -526,7 +526,7 @@ class Run:
         def along(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
             if self.recipe.teacher.sharding == "none" or processes.count() == 1 or self.others:
                 return teacher_of(taps)
-            return LiveTeacher(sharded_copy(self.teacher.model, processes.device()), taps, bf16=bf16)
+            return LiveTeacher(sharded_copy(self.teacher.model, training_device()), taps, bf16=bf16)
 
         if not self.task.cached or self.recipe.objective.on_policy.share:
             return along(objective.teacher_taps)
