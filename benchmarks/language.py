@@ -1,16 +1,17 @@
 """A GPT-2-shaped teacher and its half as deep student on WikiText-2: perplexity of each, and what the student costs.
 
-    python benchmarks/language.py --data ../shared/data/wikitext2
+    python benchmarks/language.py --data ../shared/data/wikitext2 --presets language forward-kl
 
-Tokenizer (byte-level BPE, 2,000 pieces) and teacher (4 layers, 128 wide) are made here from the training text alone. A
-tenth of its lines, by content, chooses checkpoints; dev.txt is only reported on. The baseline is the same student, with
-what it inherits from the teacher, trained on the text alone for as many steps. A run that is killed goes on.
+Tokenizer (byte-level BPE) and teacher (4 layers) are made here from the training text alone. A tenth of its lines, by
+content, chooses checkpoints and, of several presets, the one that is shown first; dev.txt is only reported on. The
+baseline is the same student, with what it inherits from the teacher, trained on the text alone for as many steps. A run
+that is killed goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from distill import Recipe, compress
+from distill.candidates import machine_target
 from distill.display import Display
-from distill.files import write_json
+from distill.files import read_json, write_json
+from distill.machine import describe_machine
+from distill.pipeline import finetune
 
 END = "<|endoftext|>"
 
@@ -46,28 +50,16 @@ def make_start(text: Path, folder: Path, options: argparse.Namespace) -> None:
     ).save_pretrained(folder)
 
 
-def recipe_of(options: argparse.Namespace, start: Path) -> Recipe:
-    """Text in parts of 64 tokens; student and baseline see it equally often."""
-    rate = {"epochs": options.epochs, "learning_rate": 1e-3}
-    finetune = {**rate, "epochs": options.teacher_epochs or options.epochs}
-    return Recipe.parse(
-        {
-            "name": "language",
-            "task": "causal-lm",
-            "output": str(options.output / "run"),
-            "teacher": {"start": str(start), "finetune": finetune},
-            "student": {"card": "layers-4", "layers": 2},
-            "data": {
-                "train": str(options.data / "train.txt"),
-                "test": str(options.data / "dev.txt"),
-                "max_length": 64,
-                "on_bad_row": "skip",
-            },
-            "objective": json.loads(options.objective),
-            "training": rate,
-            "bench": {"lengths": [32], "runs": 50},
-        }
-    )
+def recipe_of(name: str, options: argparse.Namespace, **sections: Any) -> Recipe:
+    """Text in parts of 64 tokens."""
+    data = {
+        "train": str(options.data / "train.txt"),
+        "test": str(options.data / "dev.txt"),
+        "max_length": 64,
+        "on_bad_row": "skip",
+    }
+    common = {"name": name, "task": "causal-lm", "output": str(options.output / name), "data": data}
+    return Recipe.parse({**common, **sections})
 
 
 def main() -> None:
@@ -78,28 +70,56 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--pieces", type=int, default=2000)
-    parser.add_argument("--objective", default="{}", help="a recipe's `objective`, as JSON")
+    parser.add_argument("--presets", nargs="+", default=["language"], help="one student each, and a baseline beside")
     options = parser.parse_args()
     start = options.output / "start"
     if not (start / "config.json").exists():
         make_start(options.data / "train.txt", start, options)
+    steps = {"learning_rate": 1e-3}
+    first = {"start": str(start), "finetune": {**steps, "epochs": options.teacher_epochs or options.epochs}}
     with Display(Console(stderr=True)) as display:
-        result = compress(recipe_of(options, start), progress=display)
-    results: dict[str, Any] = json.loads((result.folder / "results.json").read_text())
-    summary = {
-        "created": results["created"],
-        "machine": results["machine"],
-        "stages": results["stages"],
-        "models": [
-            {key: row.get(key) for key in ("role", "metrics", "bytes", "parameters", "latency_ms", "token_latency_ms")}
-            for row in results["models"]
-        ],
-    }
-    write_json(options.output / "summary.json", summary)
-    for row in summary["models"]:
-        measured = row["metrics"]
-        print(f"{row['role']:14} perplexity {measured['perplexity']:.2f} accuracy {measured['accuracy']:.4f}", end=" ")
-        print(f"{row['bytes'] / 1e6:.1f} MB")
+        checkpoint = finetune(recipe_of("teacher", options, teacher=first), progress=display).folder / "teacher"
+    students = {}
+    for preset in options.presets:
+        recipe = recipe_of(
+            preset,
+            options,
+            teacher={"checkpoint": str(checkpoint)},
+            student={"card": "layers-4", "layers": 2},
+            objective={"preset": preset},
+            training={**steps, "epochs": options.epochs, "baseline": preset == options.presets[0]},
+            export={"target": machine_target()},
+            bench={"lengths": [32], "runs": 50},
+        )
+        with Display(Console(stderr=True)) as display:
+            folder = compress(recipe, progress=display).folder
+        results: dict[str, Any] = read_json(folder / "results.json")
+        curve = read_json(folder / "work/state/train.json")["facts"]["curve"]
+        validation = max(point["likelihood"] for point in curve if "likelihood" in point)
+        students[preset] = {"validation": validation, "stages": results["stages"], "models": shown(results["models"])}
+    best = sorted(students, key=lambda preset: -students[preset]["validation"])
+    sizes = {name: getattr(options, name) for name in ("epochs", "teacher_epochs", "width", "pieces")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(
+        options.output / "summary.json",
+        {
+            "created": created,
+            "machine": describe_machine(),
+            **sizes,
+            "students": {name: students[name] for name in best},
+        },
+    )
+    for preset in best:
+        for row in students[preset]["models"]:
+            measured, size = row["metrics"], row["bytes"] / 1e6
+            said = f"perplexity {measured['perplexity']:.2f} accuracy {measured['accuracy']:.4f} {size:.1f} MB"
+            print(f"{preset:12} {row['role']:14} {said}")
+
+
+def shown(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the summary keeps of each model."""
+    kept = ("role", "metrics", "bytes", "parameters", "latency_ms", "token_latency_ms")
+    return [{key: row.get(key) for key in kept} for row in models]
 
 
 if __name__ == "__main__":

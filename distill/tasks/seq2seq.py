@@ -14,6 +14,7 @@ from distill.errors import TeacherError
 from distill.heads.generation import Rules
 from distill.tasks.base import GraphSpec, Predictor, Task
 from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragged, pack, pad_columns
+from distill.tasks.past import ROWS
 from distill.tasks.translation_graph import with_memory
 
 UNWRITTEN = -1
@@ -141,8 +142,8 @@ class Seq2Seq(Task):
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
         """`logits` (B, T, V): what each token of the decoder's input is followed by."""
         names = (*inputs, "decoder_input_ids")
-        axes = {name: {0: "batch", 1: "length"} for name in names}
-        axes |= {name: {0: "batch", 1: "written"} for name in ("decoder_input_ids", "logits")}
+        axes = {name: {0: ROWS, 1: "length"} for name in names}
+        axes |= {name: {0: ROWS, 1: "written"} for name in ("decoder_input_ids", "logits")}
 
         def head(output: Any) -> tuple[Any, ...]:
             return (output.logits,)

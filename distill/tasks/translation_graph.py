@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.tasks.base import GraphSpec
+from distill.tasks.past import KINDS, PAST, PRESENT, ROWS
 
-PAST, PRESENT, STATES = "past_key_values", "present", "encoder_last_hidden_state"
-KINDS = ("key", "value")
+STATES = "encoder_last_hidden_state"
 TRACED_PAST, TRACED_NEW = 5, 3
 """Tokens written before, and now, while the graph is traced: lengths that nothing else has."""
 
@@ -32,10 +32,10 @@ def with_memory(spec: GraphSpec, model: Any) -> GraphSpec:
     crossed = [f"{number}.encoder.{kind}" for number in range(layers) for kind in KINDS]
     names = (*spec.inputs, *(f"{PAST}.{name}" for name in own))
     outputs = (*spec.outputs, STATES, *(f"{PRESENT}.{name}" for name in (*own, *crossed)))
-    axes: dict[str, Mapping[int, str]] = dict(spec.axes) | {STATES: {0: "batch", 1: "length"}}
-    axes |= {f"{PAST}.{name}": {0: "batch", 2: "past_length"} for name in own}
-    axes |= {f"{PRESENT}.{name}": {0: "batch", 2: "total_length"} for name in own}
-    axes |= {f"{PRESENT}.{name}": {0: "batch", 2: "length"} for name in crossed}
+    axes: dict[str, Mapping[int, str]] = dict(spec.axes) | {STATES: {0: ROWS, 1: "length"}}
+    axes |= {f"{PAST}.{name}": {0: ROWS, 2: "past_length"} for name in own}
+    axes |= {f"{PRESENT}.{name}": {0: ROWS, 2: "total_length"} for name in own}
+    axes |= {f"{PRESENT}.{name}": {0: ROWS, 2: "length"} for name in crossed}
 
     def run(model: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache

@@ -3,6 +3,7 @@
 //   node node.mjs FOLDER/BUNDLE encode  < texts.jsonl     [id, ...] a line
 //   node node.mjs FOLDER/BUNDLE tag     < texts.jsonl     [{"entity", "score", ...}, one a token] a line
 //   node node.mjs FOLDER/BUNDLE write   < texts.jsonl     the eight tokens behind the text, as text, a line
+//   node node.mjs FOLDER/BUNDLE rewrite < texts.jsonl     eight tokens that an encoder-decoder makes of it, a line
 // A text is a JSON string, or a list of two for a pair.
 import path from "node:path";
 import readline from "node:readline";
@@ -39,6 +40,12 @@ if (process.argv[3] === "encode") {
       do_sample: false,
       return_full_text: false,
     });
+    process.stdout.write(JSON.stringify(found) + "\n");
+  }
+} else if (process.argv[3] === "rewrite") {
+  const rewrite = await pipeline("text2text-generation", name, { dtype: "q8" });
+  for (const text of texts) {
+    const [{ generated_text: found }] = await rewrite(text, { max_new_tokens: 8 });
     process.stdout.write(JSON.stringify(found) + "\n");
   }
 } else if (process.argv[3] === "tag") {

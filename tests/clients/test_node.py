@@ -27,6 +27,7 @@ from distill.export.bundle import Contents, write_bundle
 from distill.export.captioner import cut_captioner
 from distill.export.clients import Facts, javascript, usage
 from distill.export.dual import part
+from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
 from distill.export.pieces import pieces, towers
 from distill.export.quantize import quantize_dynamic_int8
@@ -200,6 +201,54 @@ def writer(shared_bundle: Any, tmp_path: Path) -> Path:
     named = {"name": "writer", "task": "causal-lm", "labels": [], "max_length": 48}
     write_bundle(tmp_path / "writer", Contents(**named, **files, **facts, golden_texts=shared_bundle.texts[:3]))
     return tmp_path / "writer"
+
+
+@pytest.mark.parametrize("kind", ["t5", "marian"])
+def test_a_translator_writes_the_same(
+    kind: str, shared_bundle: Any, tmp_path: Path, node: Callable[..., list[Any]]
+) -> None:
+    """The first, empty past, and keys and values of the encoder's states taken from the past for each further token."""
+    folder = translator(kind, shared_bundle, tmp_path)
+    prompts = ["where is my card", "the card has not arrived and", "i"]
+    ours = [one.text for one in Bundle.load(folder).predict(prompts)]
+    assert len(set(ours)) > 1
+    assert node(folder, "rewrite", prompts) == ours
+
+
+def translator(kind: str, shared_bundle: Any, folder: Path) -> Path:
+    """A bundle of random weights that makes texts of texts."""
+    from transformers import MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
+
+    tokenizer, task = shared_bundle.tokenizer, TASKS["seq2seq"]
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": tokenizer.sep_token_id}
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_model": 32, "d_kv": 8, "d_ff": 64}
+        model = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, **ids, initializer_factor=3.0))
+    else:
+        halves = ("encoder", "decoder")
+        sizes = {f"{half}_{what}": size for half in halves for what, size in (("layers", 2), ("attention_heads", 4))}
+        sizes |= {f"{half}_ffn_dim": 64 for half in halves} | {
+            "d_model": 32,
+            "max_position_embeddings": 64,
+            "init_std": 0.1,
+        }
+        config = MarianConfig(vocab_size=len(tokenizer), **sizes, **ids, tie_word_embeddings=False)
+        model = MarianMTModel(config)  # were its tables tied, random weights would say one word for ever
+    model.eval().generation_config.max_new_tokens = 8
+    work = folder / "work"
+    for part_of_it in (model, tokenizer):
+        part_of_it.save_pretrained(work)
+    metadata = {"distill.format": "1", "distill.task": task.name, "distill.max_length": "48", "distill.labels": "[]"}
+    metadata["distill.rules"] = json.dumps(task.rules(model))
+    spec = task.exported(model, ["input_ids", "attention_mask"])
+    export_graph(model, spec, work / "whole.onnx", metadata=metadata)
+    cut(work / "whole.onnx", *pieces(work / "cut/whole.onnx"))
+    facts = {"metrics": {}, "verification": [], "recipe_toml": 'name = "writer"\n', "versions": {"distill": "0"}}
+    files = {"fp32_onnx": work / "cut/whole.onnx", "int8_onnx": work / "cut/whole.onnx", "model_folder": work}
+    named = {"name": "writer", "task": task.name, "labels": [], "max_length": 48}
+    write_bundle(folder / "writer", Contents(**named, **files, **facts, golden_texts=[("my card", "a card")]))
+    return folder / "writer"
 
 
 KNOWN = {
