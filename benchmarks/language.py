@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/language"))
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--pieces", type=int, default=2000)
     parser.add_argument("--presets", nargs="+", default=["language"], help="one student each, and a baseline beside")
@@ -75,7 +76,7 @@ def main() -> None:
     start = options.output / "start"
     if not (start / "config.json").exists():
         make_start(options.data / "train.txt", start, options)
-    steps = {"learning_rate": 1e-3}
+    steps = {"learning_rate": options.learning_rate}
     first = {"start": str(start), "finetune": {**steps, "epochs": options.teacher_epochs or options.epochs}}
     with Display(Console(stderr=True)) as display:
         checkpoint = finetune(recipe_of("teacher", options, teacher=first), progress=display).folder / "teacher"
@@ -98,7 +99,7 @@ def main() -> None:
         validation = max(point["likelihood"] for point in curve if "likelihood" in point)
         students[preset] = {"validation": validation, "stages": results["stages"], "models": shown(results["models"])}
     best = sorted(students, key=lambda preset: -students[preset]["validation"])
-    sizes = {name: getattr(options, name) for name in ("epochs", "teacher_epochs", "width", "pieces")}
+    sizes = {name: getattr(options, name) for name in ("epochs", "teacher_epochs", "learning_rate", "width", "pieces")}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         options.output / "summary.json",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -19,12 +18,14 @@ from distill import processes
 from distill.cache.cached_teacher import encoded_hash
 from distill.cache.labelling import label_rows
 from distill.cards import TeacherCard, load_student_card, load_teacher_card
+from distill.checks import check_columns, check_problem
 from distill.data.augmentation import kept_texts
 from distill.data.packing import pack_on_disk
 from distill.data.splits import Splits, content_key, load_splits
 from distill.devices import placed, teacher_device, training_device
+from distill.encoding import all_texts, encode_rows
 from distill.ensemble import EnsembleTeacher, join
-from distill.errors import ObjectiveError, RecipeError, TeacherError
+from distill.errors import ObjectiveError
 from distill.evaluation import Evaluation, TorchPredictor, by_group, predict_rows
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
@@ -175,7 +176,7 @@ class Run:
     def data_hash(self) -> str:
         """sha256 of every text and label, in order."""
         splits = self.splits
-        return processes.agree(lambda: _hash_splits(splits))
+        return processes.agree(splits.sha256)
 
     @cached_property
     def teacher(self) -> Checkpoint:
@@ -362,13 +363,13 @@ class Run:
         wanted = self.recipe.student.vocabulary
         if wanted == "full":
             return None
-        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows, self.task)]
+        texts = [text for rows in (self.splits.train, self.free_text) for text in all_texts(rows, self.task)]
         counts = count_pieces(texts, self.teacher.tokenizer, progress=self.progress)
         trimmed = trim_vocabulary(self.teacher.tokenizer, counts, keep=wanted)
         width = self.teacher.model.get_input_embeddings().weight.shape[1]
         columns = ["", "pieces", "fp32 bytes", "int8 bytes"]
         self.progress.table("Vocabulary", columns, trimmed.rows(self.recipe.student.hidden_size or width))
-        seen = measure_coverage(self.teacher.tokenizer, trimmed, _all_texts(self.splits.validation, self.task))
+        seen = measure_coverage(self.teacher.tokenizer, trimmed, all_texts(self.splits.validation, self.task))
         self.progress.say(
             f"on validation text {seen.identical:,} of {seen.texts:,} texts are split as before, "
             f"{seen.unknown_after - seen.unknown_before:,} more unknown tokens"
@@ -448,7 +449,7 @@ class Run:
         """Whether the student splits every text of the transfer set as its teacher does."""
         if self.trimmed is None or self.recipe.student.vocabulary == "used":
             return True
-        texts = [text for rows in (self.splits.train, self.free_text) for text in _all_texts(rows, self.task)]
+        texts = [text for rows in (self.splits.train, self.free_text) for text in all_texts(rows, self.task)]
         seen = measure_coverage(self.teacher.tokenizer, self.trimmed, texts)
         return seen.identical == seen.texts
 
@@ -549,104 +550,9 @@ class Run:
         )
 
 
-def _hash_splits(splits: Splits) -> str:
-    digest = hashlib.sha256()
-    for rows in (splits.train, splits.validation, splits.test, splits.unlabelled):
-        for name in sorted(rows.column_names if rows is not None else []):
-            for begin in range(0, len(rows), CHUNK):
-                digest.update(sha256_json([name, rows[begin : begin + CHUNK][name]]).encode())
-    return digest.hexdigest()
-
-
-def check_columns(task: Task, recipe: Recipe) -> None:
-    """Refuses settings that the task cannot follow.
-
-    Raises:
-        RecipeError: Naming every one.
-    """
-    problems = []
-    if task.pairs == "required" and not recipe.data.text_pair:
-        problems.append(f"`data.text_pair` must name a column for {task.name}; got ''")
-    if task.pairs == "none" and recipe.data.text_pair:
-        problems.append(f"`data.text_pair` must be empty for {task.name}; got {recipe.data.text_pair!r}")
-    if recipe.data.prefix and not task.prefixes:
-        problems.append(f"`data.prefix` must be empty for {task.name}; got {recipe.data.prefix!r}")
-    if recipe.data.prefix and recipe.data.augment.copies:
-        problems.append("`data.augment.copies` must be 0 with `data.prefix`: new texts would lose it")
-    if recipe.data.augment.copies and not task.augments:
-        problems.append(f"`data.augment.copies` must be 0 for {task.name}: new texts have no place for its labels")
-    if task.follows and not (recipe.teacher.checkpoint or recipe.teacher.card):
-        problems.append(f"`teacher.checkpoint` must be given for {task.name}: there are no labels to fine-tune on")
-    if recipe.teacher.ensemble and (task.follows or not task.cached):
-        problems.append(f"`teacher.ensemble` must be empty for {task.name}; got {recipe.teacher.ensemble!r}")
-    if recipe.objective.on_policy.share and not task.on_policy:
-        share = recipe.objective.on_policy.share
-        problems.append(
-            f"`objective.on_policy.share` must be 0 for {task.name}, whose student writes no text; got {share}"
-        )
-    if recipe.student.vocabulary != "full" and not task.trims:
-        kept = recipe.student.vocabulary
-        problems.append(
-            f'`student.vocabulary` must be "full" for {task.name}; got {kept!r}: its teacher guesses tokens'
-        )
-    if recipe.objective.targets != "gold" and task.target != "text":
-        problems.append(f'`objective.targets` must be "gold" for {task.name}: its teacher writes no texts')
-    if recipe.data.unlabelled and task.target == "text" and recipe.objective.targets == "gold":
-        problems.append(f'`data.unlabelled` needs `objective.targets = "teacher"` for {task.name}: it has no targets')
-    if problems:
-        raise RecipeError(problems, where="recipe")
-
-
-def check_problem(checkpoint: Checkpoint, task: Task) -> None:
-    """Refuses a head that was trained for another task; writes down the task's own problem where none is named.
-
-    Raises:
-        TeacherError: `problem_type` or the number of outputs belongs to another task.
-    """
-    config = checkpoint.model.config
-    if config.problem_type is not None and config.problem_type not in task.problems:
-        raise TeacherError(
-            f"its problem_type is {config.problem_type!r}, which is not {task.name}",
-            where=checkpoint.source,
-            fix='Set task to that of the teacher, or leave it at "auto".',
-        )
-    if task.outputs is not None and config.num_labels != task.outputs:
-        raise TeacherError(
-            f"it gives {config.num_labels} outputs, {task.name} reads {task.outputs}",
-            where=checkpoint.source,
-            fix='Set task to that of the teacher, or leave it at "auto".',
-        )
-    if task.problem is not None:
-        config.problem_type = task.problem
-    if reason := task.teaches(checkpoint.model):
-        raise TeacherError(reason, where=checkpoint.source, fix="Give a teacher without it.")
-
-
 def _with_options(terms: Sequence[TermRecipe], options: Mapping[str, Any]) -> list[TermRecipe]:
     """The terms with a task's options for the losses that have them, where they are not told otherwise."""
     known = [{name: value for name, value in options.items() if name in LOSSES[term.loss].options} for term in terms]
     return [
         term.model_copy(update={"options": {**more, **term.options}}) for term, more in zip(terms, known, strict=True)
     ]
-
-
-def encode_rows(task: Task, rows: Any, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:
-    """Token ids and class numbers of rows as `load_splits` gives them."""
-    number = {name: index for index, name in enumerate(labels)}
-    columns: dict[str, Sequence[Any]] = {name: rows[name] for name in rows.column_names}
-    columns["label"] = [task.number(label, number) for label in rows["label"]]
-    return replace(task.encode(columns, tokenizer, max_length), names=tuple(labels))
-
-
-def _all_texts(rows: Any, task: Task) -> Iterator[str]:
-    yield from map(task.plain, rows["text"])
-    if "text_pair" in rows.column_names:
-        yield from rows["text_pair"]
-
-
-def texts_of(rows: Any, task: Task) -> list[str]:
-    """One string a row; a pair is shown with a bar between."""
-    texts = [task.plain(text) for text in rows["text"]]
-    if "text_pair" not in rows.column_names:
-        return texts
-    return [f"{one} | {other}" for one, other in zip(texts, rows["text_pair"], strict=True)]

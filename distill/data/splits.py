@@ -6,6 +6,7 @@ rows to it, moves no sentence from one side to another, and no sentence stands o
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,15 @@ from distill.data.sampling import LengthBucketSampler
 from distill.data.streams import is_large
 from distill.data.tables import load_table, read_table
 from distill.errors import DataError
+from distill.files import sha256_json
 
 __all__ = ["LengthBucketSampler", "Splits", "content_fraction", "content_key", "load_splits", "load_table"]
 
 Source = str | Path
+
+
+CHUNK = 8192
+"""Rows that are hashed together."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,15 @@ class Splits:
     def test_is_validation(self) -> bool:
         """No test data was given, so numbers are reported on the rows that also chose."""
         return self.test is self.validation
+
+    def sha256(self) -> str:
+        """Of every text and label, in order."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.validation, self.test, self.unlabelled):
+            for name in sorted(rows.column_names if rows is not None else []):
+                for begin in range(0, len(rows), CHUNK):
+                    digest.update(sha256_json([name, rows[begin : begin + CHUNK][name]]).encode())
+        return digest.hexdigest()
 
 
 def load_splits(

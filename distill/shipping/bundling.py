@@ -11,6 +11,7 @@ import numpy as np
 from distill.data.fields import INPUTS, TARGETS
 from distill.data.rows import Columns, Rows, name_labels, usable_rows
 from distill.data.tables import read_table
+from distill.encoding import encode_rows, texts_of
 from distill.errors import DataError
 from distill.evaluation import Evaluation, agreement, disagreements, evaluate
 from distill.export.bundle import Contents, write_bundle
@@ -18,7 +19,7 @@ from distill.export.pieces import bytes_of
 from distill.export.runtime import QUANTIZED, Bundle, open_graph
 from distill.export.verify import Verification, verify_bundle
 from distill.recipe import DataRecipe, Recipe
-from distill.run import Run, encode_rows, texts_of
+from distill.run import Run
 from distill.shipping.stage import shipped_file, versions, without_rows
 from distill.tasks import TASKS, Task
 from distill.teacher import load_checkpoint, load_config, load_reader, padding_of

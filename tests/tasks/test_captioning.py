@@ -17,6 +17,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from distill.cards import load_student_card
+from distill.checks import check_problem
 from distill.cli import app
 from distill.data.splits import load_splits
 from distill.errors import DataError, StudentError, TeacherError
@@ -33,7 +34,7 @@ from distill.ledger import claim
 from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.rewriting import rewritten
-from distill.run import Run, check_problem
+from distill.run import Run
 from distill.shipping import verify_with_data
 from distill.student.start import start_student
 from distill.tasks import TASKS, find_task

@@ -16,6 +16,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from distill.checks import check_columns
 from distill.cli import app
 from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, TeacherError
@@ -25,7 +26,7 @@ from distill.ledger import claim
 from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.rewriting import rewritten
-from distill.run import Run, check_columns
+from distill.run import Run
 from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding, concatenate, find_task
 from distill.teacher import load_checkpoint

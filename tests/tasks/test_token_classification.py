@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
 from distill.data.splits import load_splits
+from distill.encoding import encode_rows
 from distill.errors import DataError
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.heads.tagging import entities, first_pieces
-from distill.run import encode_rows
 from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from distill.checks import check_columns
 from distill.errors import RecipeError
 from distill.features import describe
 from distill.objectives import build_objective
 from distill.recipe import OnPolicyRecipe, Recipe, TermRecipe, TrainingRecipe
-from distill.run import check_columns
 from distill.tasks import TASKS, Padding
 from distill.tasks.encoded import pack
 from distill.teacher import LiveTeacher
