@@ -60,14 +60,16 @@ class EncoderDecoder:
             rules: `start` is what the decoder is shown first.
         """
         states, mask = self._read(batch)
+        lengths = mask.sum(axis=1).tolist()
+        ids = batch.get("input_ids", np.empty((len(states), 0), np.int64))  # an image has none
+        sources = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
         if rules.beams == 1:
             prompts = np.full((len(states), 1), rules.start, np.int64)
-            return greedy(self._stepper(states, mask), prompts, rules)
+            return greedy(self._stepper(states, mask), prompts, rules, sources)
         found = []
-        for row in range(len(states)):
-            length = int(mask[row].sum())  # padding would be carried along by every beam
+        for row, length in enumerate(lengths):  # padding would be carried along by every beam
             step = self._stepper(states[row : row + 1, :length], mask[row : row + 1, :length])
-            found.append(beam(step, [rules.start], rules)[0][0])
+            found.append(beam(step, [rules.start], rules, sources[row])[0][0])
         return found
 
     @property

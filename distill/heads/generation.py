@@ -22,18 +22,24 @@ call before, its rows put in order. What else must follow the rows, such as an e
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be written.
+    """What may be written. "Text" is the prompt, or what a decoder starts with, and all that is written behind it.
 
     Attributes:
         ends: Ids that end a text.
         max_new_tokens: Tokens at most, the end included.
         min_new_tokens: No end before so many.
+        min_length: No end before the text has so many.
         start: What a decoder behind an encoder is shown before it writes.
-        first: The first token, whatever the model says.
+        first: The token behind a text of one, whatever the model says.
         last: The token at the maximum, whatever the model says.
         never: Ids that are never written, such as the padding.
-        no_repeat: No run of so many tokens comes twice; 0 lets them.
+        bad_words: Runs of ids that are never written whole.
+        no_repeat: No run of so many tokens comes twice in the text; 0 lets them.
+        no_repeat_source: No run of so many tokens of the source comes in the text; 0 lets them.
+        repetition_penalty: A token that the text has is made less likely: its logit is divided by this, or multiplied
+            where it is below 0. Beam search takes the log-probability in its place.
         beams: Texts that are followed at once; 1 is greedy.
+        renormalize: In beam search, what the rules leave of the probabilities adds up to 1 again.
         length_penalty: A text's score is its log-probability divided by its tokens to this power.
         early_stopping: Stop at as many finished texts as beams; else go on while a better one seems possible.
     """
@@ -41,42 +47,52 @@ class Rules:
     ends: tuple[int, ...] = ()
     max_new_tokens: int = 64
     min_new_tokens: int = 0
+    min_length: int = 0
     start: int = 0
     first: int | None = None
     last: int | None = None
     never: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     no_repeat: int = 0
+    no_repeat_source: int = 0
+    repetition_penalty: float = 1.0
     beams: int = 1
+    renormalize: bool = False
     length_penalty: float = 1.0
     early_stopping: bool = False
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Rules:
         """From plain values, as JSON keeps them; what they do not name stays as it is."""
-        known: dict[str, Any] = {name: settings[name] for name in Rules.__dataclass_fields__ if name in settings}
-        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        known = {name: _tuples(settings[name]) for name in Rules.__dataclass_fields__ if name in settings}
         return Rules(**known)
 
 
-def greedy(step: Step, prompts: Array, rules: Rules) -> list[list[int]]:
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def greedy(step: Step, prompts: Array, rules: Rules, sources: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
     """The most probable token each time.
 
     Args:
         step: The model.
         prompts: (B, T) int64, without padding.
         rules: `beams` is not read.
+        sources: By row the ids that an encoder read, none of an image; without an encoder the prompts.
 
     Returns:
         By row the new ids, with the end that closed it.
     """
     written: list[list[int]] = [[] for _ in prompts]
+    begun: list[list[int]] = np.asarray(prompts).tolist()
     alive = np.ones(len(prompts), bool)
     ids, past = np.asarray(prompts, np.int64), None
     for count in range(rules.max_new_tokens):
         logits, past = step(ids, past)
         scores = [
-            _allowed(np.asarray(row, np.float64), [*prompt, *new], count, rules)
-            for row, prompt, new in zip(logits, np.asarray(prompts).tolist(), written, strict=True)
+            _allowed(np.array(row, np.float64), [*prompt, *new], source, count, rules)
+            for row, prompt, new, source in zip(logits, begun, written, sources or begun, strict=True)
         ]
         chosen = np.array([row.argmax() for row in scores], np.int64)
         for row in np.flatnonzero(alive):
@@ -88,23 +104,27 @@ def greedy(step: Step, prompts: Array, rules: Rules) -> list[list[int]]:
     return written
 
 
-def beam(step: Step, prompt: Sequence[int], rules: Rules) -> list[tuple[list[int], float]]:
+def beam(
+    step: Step, prompt: Sequence[int], rules: Rules, source: Sequence[int] | None = None
+) -> list[tuple[list[int], float]]:
     """The best texts of a beam search from one prompt, as transformers' `generate(num_beams=...)` finds them.
 
     Args:
         step: The model; it is called with one row first and with up to `rules.beams` rows then.
         prompt: (T,) ids.
         rules: How many beams, and what a score is.
+        source: The ids that an encoder read, none of an image; without an encoder the prompt.
 
     Returns:
         Up to `rules.beams` texts, best first: the new ids, with the end that closed them, and the score.
     """
     width, finished = rules.beams, list[tuple[list[int], float]]()
     running: list[tuple[list[int], float]] = [([], 0.0)]
+    source = prompt if source is None else source
     ids, past = np.array([prompt], np.int64), None
     for count in range(1, rules.max_new_tokens + 1):
         logits, past = step(ids, past)
-        found = _continuations(logits, running, prompt, count - 1, rules)
+        found = _continuations(logits, running, prompt, source, count - 1, rules)
         done = [new[-1] in rules.ends or count == rules.max_new_tokens for _, new, _ in found]
         closed = [(new, score / count**rules.length_penalty) for _, new, score in _where(found[:width], done)]
         finished = sorted([*finished, *closed], key=lambda text: -text[1])[:width]
@@ -116,7 +136,7 @@ def beam(step: Step, prompt: Sequence[int], rules: Rules) -> list[tuple[list[int
         running = [(new, score) for _, new, score in going]
         past = _reordered(past, [parent for parent, _, _ in going])
         ids = np.array([[new[-1]] for new, _ in running], np.int64)
-    return finished
+    return finished or running  # where the rules forbid every token, what was written so far
 
 
 Candidate = tuple[int, list[int], float]
@@ -124,13 +144,19 @@ Candidate = tuple[int, list[int], float]
 
 
 def _continuations(
-    logits: Array, running: Sequence[tuple[list[int], float]], prompt: Sequence[int], count: int, rules: Rules
+    logits: Array,
+    running: Sequence[tuple[list[int], float]],
+    prompt: Sequence[int],
+    source: Sequence[int],
+    count: int,
+    rules: Rules,
 ) -> list[Candidate]:
     """The best continuations of all running texts, best first: enough that some go on if others end."""
-    rows = zip(logits, running, strict=True)
-    scores = np.stack(
-        [score + _allowed(_log_softmax(row), [*prompt, *new], count, rules) for row, (new, score) in rows]
-    )
+    rows = []
+    for row, (new, score) in zip(logits, running, strict=True):
+        allowed = _allowed(_log_softmax(row), [*prompt, *new], source, count, rules)
+        rows.append(score + (_log_softmax(allowed) if rules.renormalize else allowed))
+    scores = np.stack(rows)
     flat, most = scores.reshape(-1), max(2, 1 + len(rules.ends)) * rules.beams
     top = np.argpartition(-flat, most)[:most] if most < len(flat) else np.arange(len(flat))
     top = top[np.argsort(-flat[top], kind="stable")]
@@ -153,25 +179,31 @@ def _reordered(past: Past, rows: Sequence[int]) -> Past:
     return past
 
 
-def _allowed(scores: Array, ids: Sequence[int], count: int, rules: Rules) -> Array:
-    """(V,) scores of the next token with -inf where the rules forbid it; `count` tokens are written."""
-    forced = rules.first if count == 0 else rules.last if count == rules.max_new_tokens - 1 else None
+def _allowed(scores: Array, text: Sequence[int], source: Sequence[int], count: int, rules: Rules) -> Array:
+    """(V,) scores of the token behind `text`, -inf where the rules forbid it; the last `count` tokens are written."""
+    forced = rules.last if count == rules.max_new_tokens - 1 else None
+    forced = rules.first if forced is None and len(text) == 1 else forced
     if forced is not None:
         only = np.full_like(scores, -np.inf)
         only[forced] = 0.0
         return only
-    banned = [*rules.never, *_repeats(ids, rules.no_repeat)]
-    banned += rules.ends if count < rules.min_new_tokens else ()
+    if rules.repetition_penalty != 1.0:
+        known = np.unique(text)
+        penalty = np.where(scores[known] < 0, rules.repetition_penalty, 1 / rules.repetition_penalty)
+        scores[known] *= penalty
+    banned = [*rules.never, *_closing(text, text, rules.no_repeat), *_closing(text, source, rules.no_repeat_source)]
+    banned += [run[-1] for run in rules.bad_words if list(text[len(text) - len(run) + 1 :]) == list(run[:-1])]
+    banned += rules.ends if count < rules.min_new_tokens or len(text) < rules.min_length else ()
     scores[banned] = -np.inf
     return scores
 
 
-def _repeats(ids: Sequence[int], size: int) -> list[int]:
-    """Tokens that would close a run of `size` tokens that came before."""
-    if not 0 < size <= len(ids):
+def _closing(text: Sequence[int], other: Sequence[int], size: int) -> list[int]:
+    """Tokens that would close, behind `text`, a run of `size` tokens that `other` has."""
+    if not 0 < size <= len(text) + 1:
         return []
-    tail = list(ids[len(ids) - size + 1 :])
-    return [ids[at + size - 1] for at in range(len(ids) - size + 1) if list(ids[at : at + size - 1]) == tail]
+    tail = list(text[len(text) - size + 1 :])
+    return [other[at + size - 1] for at in range(len(other) - size + 1) if list(other[at : at + size - 1]) == tail]
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -52,6 +52,10 @@ def export(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         student = load_checkpoint(str(run.folder / "student"), run.task)
+        left = run.task.unfollowed(student.model)
+        lines = [f"the bundle writes without its generation_config's {', '.join(left)}"] if left else []
+        for line in lines:
+            run.progress.say(line)
         passes = passes_for(target_of(run))
         steps = [
             _export(run, run.teacher, files["teacher"], "export of the teacher", passes),
@@ -67,6 +71,7 @@ def export(run: Run) -> dict[str, Any]:
             "verification": steps,
             "tried": choice.table(),
             "bytes": {name: bytes_of(shipped_file(run, name)) for name in files},
+            "summary": lines,
         }
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}

@@ -174,6 +174,10 @@ class Task(ABC):
         """What a bundle needs to write texts, as `distill.heads.generation.Rules` reads it; empty where it does not."""
         return {}
 
+    def unfollowed(self, model: Any) -> list[str]:
+        """`name = value` of each option of the model's own writing that those rules leave out."""
+        return []
+
     @abstractmethod
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Adds to a PyTorch model's outputs what the exported graph adds to them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from distill.tasks.architectures import loads
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns
 from distill.tasks.past import with_past
+from distill.tasks.writing import rules_of, unfollowed
 
 NEW_TOKENS = 32
 """How many a bundle writes behind a text where nobody says."""
@@ -111,11 +113,14 @@ class CausalLM(Task):
         return with_past(self.graph(inputs), model)
 
     def rules(self, model: Any) -> dict[str, Any]:
-        """Greedy, up to the model's own end, as far as its positions go (`context`, tokens)."""
-        ends = model.generation_config.eos_token_id if model.can_generate() else model.config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        """As the model's `generation_config` has it but for the length; `context` is how many positions it has."""
         context = getattr(model.config, "max_position_embeddings", None)
-        return {"ends": ends, "max_new_tokens": NEW_TOKENS} | ({"context": context} if context else {})
+        rules = asdict(replace(rules_of(model), max_new_tokens=NEW_TOKENS))
+        return rules | ({"context": context} if context else {})
+
+    def unfollowed(self, model: Any) -> list[str]:
+        """What of its `generation_config` that leaves out."""
+        return unfollowed(model)
 
     def postprocess(self, outputs: Mapping[str, Any]) -> dict[str, Array]:
         """Logits in fp32."""

@@ -16,6 +16,7 @@ from distill.tasks.base import GraphSpec, Predictor, Task
 from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragged, pack, pad_columns
 from distill.tasks.past import ROWS
 from distill.tasks.translation_graph import with_memory
+from distill.tasks.writing import rules_of, unfollowed
 
 UNWRITTEN = -1
 """Fills the rows of `written` behind their ends."""
@@ -158,6 +159,10 @@ class Seq2Seq(Task):
         """As the model's `generation_config` has it."""
         return asdict(rules_of(model))
 
+    def unfollowed(self, model: Any) -> list[str]:
+        """What of its `generation_config` that leaves out."""
+        return unfollowed(model)
+
     def golden(self, row: Mapping[str, Any]) -> Any:
         """The source with its target."""
         return row["text"], row["label"]
@@ -222,33 +227,6 @@ class _Written(_Scores):
         for place, row in enumerate(rows):
             written[place, : len(row)] = row
         return {**super().predict(batch), "written": written}
-
-
-MOST = 128
-"""Tokens written at most where the model's generation_config names no other number."""
-
-
-def rules_of(model: Any) -> Rules:
-    """How a model of transformers writes by its own `generation_config`, sampling left out."""
-    config = model.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    longest = config.max_new_tokens or (config.max_length - 1 if config.max_length and config.max_length > 20 else MOST)
-    written = getattr(model.config, "decoder", model.config)  # behind an image encoder it has a config of its own
-    positions = getattr(written, "max_position_embeddings", None)
-    never = [ids[0] for ids in config.bad_words_ids or [] if len(ids) == 1]
-    return Rules(
-        ends=tuple(end for end in ends if end is not None),
-        max_new_tokens=min(longest, positions - 1 if positions else longest),
-        start=int(getattr(model.config, "decoder_start_token_id", None) or 0),  # `restore` sees to it
-        min_new_tokens=max((config.min_new_tokens or 0), (config.min_length or 0) - 1, 0),
-        first=config.forced_bos_token_id,
-        last=config.forced_eos_token_id,
-        never=tuple(never),
-        no_repeat=config.no_repeat_ngram_size or 0,
-        beams=config.num_beams or 1,
-        length_penalty=1.0 if config.length_penalty is None else float(config.length_penalty),
-        early_stopping=config.early_stopping is True,
-    )
 
 
 def compare(written: Sequence[str], targets: Sequence[str]) -> dict[str, float]:

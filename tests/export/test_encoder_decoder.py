@@ -77,16 +77,17 @@ def test_both_files_say_what_the_model_says(exported, shape):
     np.testing.assert_allclose(np.stack(said, axis=1), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_they_write_what_the_model_writes(exported, beams):
+@pytest.mark.parametrize(("beams", "no_repeat"), [(1, 0), (3, 0), (1, 1), (3, 2)])
+def test_they_write_what_the_model_writes(exported, beams, no_repeat):
     model, _, parts = exported
     batch = batch_of(3, 9, 1)
     ids, mask = batch["input_ids"], batch["attention_mask"]
+    options = {"num_beams": beams, "encoder_no_repeat_ngram_size": no_repeat, "max_new_tokens": 8}
     expected = []
-    for row in model.generate(ids, attention_mask=mask, num_beams=beams, do_sample=False, max_new_tokens=8):
-        new = row.tolist()[1:]
+    for row, length in zip(ids, mask.sum(1).tolist(), strict=True):  # one by one: `generate` counts padding as source
+        new = model.generate(row[None, :length], do_sample=False, **options)[0].tolist()[1:]
         expected.append(new[: new.index(1) + 1] if 1 in new else new)
-    rules = Rules(ends=(1,), max_new_tokens=8, beams=beams)
+    rules = Rules(ends=(1,), max_new_tokens=8, beams=beams, no_repeat_source=no_repeat)
     sources = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
     assert open_graph(parts).write(sources, rules) == expected
 

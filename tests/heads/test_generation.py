@@ -1,6 +1,8 @@
 """Greedy and beam search are transformers' own, over a step function of a tiny model of each kind."""
 
 import itertools
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from distill.heads.generation import Rules, beam, greedy
+from distill.tasks.writing import rules_of, unfollowed
 
 END, PAD, START = 1, 0, 2
 
@@ -140,5 +143,71 @@ def test_rules_are_followed_as_transformers_follow_them(beams):
     assert len(set(itertools.pairwise(found))) == len(found) - 1
 
 
+OPTIONS = [
+    {"repetition_penalty": 1.8},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"encoder_no_repeat_ngram_size": 2},
+    {"min_length": 8},  # behind the prompt
+    {"min_new_tokens": 7},
+    {"min_new_tokens": 3, "min_length": 10},
+    {"bad_words_ids": [[END], *([one] for one in range(4, 14)), [14, 15]]},
+    {"bad_words_ids": [[one, two] for one in range(4, 24) for two in (END, 5, 7, 9, 11, 13, 15)]},
+    {"suppress_tokens": [4, 6, 8, 10, 12, 14, 16]},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "renormalize_logits": True, "min_length": 9},
+]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options))
+@pytest.mark.parametrize("kind", ["bart", "gpt2"])
+def test_options_of_a_generation_config_do_what_they_do_in_transformers(kind, options, beams):
+    """Model after model, up to one whose text the option changes: dropping it would be right for the others."""
+
+    def write(rules):
+        rules = Rules.of(json.loads(json.dumps(asdict(rules))))  # as a bundle keeps them
+        if beams > 1:
+            return beam(make_step(model, source), prompt, rules, read)[0][0]
+        return greedy(make_step(model, source), np.array([prompt]), rules, None if read is None else [read])[0]
+
+    for seed in range(8):
+        model = make_model(kind, seed)
+        ids = torch.randint(4, 24, (1, 36), generator=torch.Generator().manual_seed(seed))
+        ids = torch.cat([model.generate(ids, do_sample=False, max_new_tokens=12)[:, -12:], ids], dim=1)  # its own words
+        source, read, prompt = (None, None, ids[0].tolist()) if kind == "gpt2" else (ids, ids[0].tolist(), [START])
+        model.generation_config.update(max_new_tokens=12, num_beams=beams)
+        if any(name.startswith("min_") for name in options):  # there must be an end to put off
+            model.generation_config.update(eos_token_id=[END, write(rules_of(model))[2]])
+        plain = rules_of(model)
+        behind = {"min_length": len(prompt) + options["min_length"]} if "min_length" in options else {}
+        model.generation_config.update(**{**options, **behind})
+        found = write(rules_of(model))
+        assert found == model.generate(ids, do_sample=False)[0].tolist()[len(prompt) :]
+        if found != write(plain):
+            return
+    pytest.fail("the option changes nothing")
+
+
+def test_options_that_are_not_followed_are_named():
+    model = make_model("bart", 0)
+    assert unfollowed(model) == []
+    model.generation_config.update(do_sample=True, temperature=0.7, guidance_scale=1.0, max_time=2.0, num_beams=4)
+    assert unfollowed(model) == ["do_sample = True", "max_time = 2.0"]
+    model.generation_config.update(do_sample=False, max_time=None, early_stopping="never")
+    assert unfollowed(model) == ["early_stopping = 'never'"]
+
+
 def test_rules_come_from_plain_values():
-    assert Rules.of({"ends": [1], "beams": 4, "unknown": 3}) == Rules(ends=(1,), beams=4)
+    known = {"ends": [1], "beams": 4, "bad_words": [[2, 3]], "unknown": 3}
+    assert Rules.of(known) == Rules(ends=(1,), beams=4, bad_words=((2, 3),))
+
+
+def test_beams_that_may_not_go_on_are_given_as_they_are():
+    """Every token but one is forbidden, and that one may not come twice."""
+
+    def step(ids, past):
+        return np.zeros((len(ids), 4)), {"row": np.zeros((len(ids), 1))}
+
+    rules = Rules(never=(0, 1, 2), no_repeat=1, beams=2, max_new_tokens=5)
+    assert [text for text, _ in beam(step, [0], rules)] == [[3]]

@@ -59,7 +59,9 @@ def start(lines, tmp_path_factory):
         vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0
     )
     folder = tmp_path_factory.mktemp("gpt")
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    model = GPT2LMHeadModel(config)
+    model.generation_config.repetition_penalty = 1.2
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

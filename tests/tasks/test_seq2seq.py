@@ -85,7 +85,8 @@ def start(tokenizer, tmp_path_factory):
         eos_token_id=END,
     )
     model = T5ForConditionalGeneration(config)
-    model.generation_config.max_new_tokens = 24
+    options = {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "encoder_no_repeat_ngram_size": 4}
+    model.generation_config.update(max_new_tokens=24, min_length=4, max_time=600.0, **options)
     folder = tmp_path_factory.mktemp("t5")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -202,6 +203,7 @@ def test_a_translator_goes_the_whole_way(finished):
         student, onnx = (models[role]["metrics"][name] for role in ("student", "student-onnx"))
         assert onnx == pytest.approx(student, rel=1e-3)
     assert verify_bundle(result.bundle).ok
+    assert "the bundle writes without its generation_config's max_time = 600.0" in result.summary()
     files = {path.name for path in (result.bundle / "onnx").iterdir()}
     assert files == {
         *("encoder_model.onnx", "encoder_model_quantized.onnx"),
