@@ -14,6 +14,7 @@ from distill.errors import TeacherError
 from distill.heads.generation import Rules
 from distill.tasks.base import GraphSpec, Predictor, Task
 from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragged, pack, pad_columns
+from distill.tasks.overlap import compare
 from distill.tasks.past import ROWS
 from distill.tasks.translation_graph import with_memory
 from distill.tasks.writing import rules_of, unfollowed
@@ -122,7 +123,7 @@ class Seq2Seq(Task):
 
         likelihood: geometric mean of the probability of the token that came: 1 / perplexity.
         accuracy: share of tokens that were the most probable ones.
-        bleu, chrf: of sacreBLEU, in [0, 100]; rouge_l: mean F of ROUGE-L, in [0, 100].
+        The rest is that of `compare`, in [0, 100].
         """
         labels = encoded.flat["labels"].values
         surprise = float(outputs["surprise"].mean())
@@ -227,17 +228,3 @@ class _Written(_Scores):
         for place, row in enumerate(rows):
             written[place, : len(row)] = row
         return {**super().predict(batch), "written": written}
-
-
-def compare(written: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU and chrF of sacreBLEU with its own tokenisation, and the mean F of ROUGE-L: all in [0, 100]."""
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU, CHRF
-
-    scorer = RougeScorer(["rougeL"])
-    rouge = [scorer.score(target, text)["rougeL"].fmeasure for text, target in zip(written, targets, strict=True)]
-    return {
-        "bleu": float(BLEU().corpus_score(list(written), [list(targets)]).score),
-        "chrf": float(CHRF().corpus_score(list(written), [list(targets)]).score),
-        "rouge_l": 100.0 * float(np.mean(rouge)),
-    }
