@@ -49,7 +49,8 @@ class Target:
         names: Label names in a value; None where labels are no names.
         rename: A value with other names.
         fits: What is wrong with a label beside its text and second text.
-        column: There is such a column; without, every row has None.
+        column: There is such a column.
+        blank: The label of rows without such a column; told whether they are lines of a running text.
     """
 
     feature: Any
@@ -58,6 +59,7 @@ class Target:
     rename: Callable[[Any, Mapping[str, str]], Any] = lambda value, new: value
     fits: Callable[[Any, Any, Any], str | None] = lambda text, pair, value: None
     column: bool = True
+    blank: Callable[[bool], Any] = lambda running: None
 
 
 def _read_text(value: Any, column: str) -> Read:
@@ -218,6 +220,10 @@ def _read_target(value: Any, column: str, class_names: Sequence[str] | None) -> 
     return _read_text(value, column)
 
 
+def _read_nothing(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
+    return None, None
+
+
 def _from_json(value: Any) -> Any:
     """What a CSV holds of a list or a mapping."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
@@ -260,6 +266,7 @@ TARGETS: dict[str, Target] = {
     ),
     "number": Target(datasets.Value("float64"), _read_number),
     "text": Target(_TEXT, _read_target),
-    "nothing": Target(_TEXT, lambda value, column, names: (None, None), column=False),
+    "nothing": Target(_TEXT, _read_nothing, column=False),
+    "end": Target(datasets.Value("bool"), _read_nothing, column=False, blank=lambda running: not running),
 }
-"""By the name that `Task.target` gives."""
+"""By the name that `Task.target` gives. `end` says of each text whether it ends behind its last word."""

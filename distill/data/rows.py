@@ -154,7 +154,7 @@ class UsableRows:
         rows.groups = None if groups is None else []
         self._met += len(texts)
         for row, raw_text in enumerate(texts):
-            pair, label = None if pairs is None else pairs[row], None
+            pair, label = None if pairs is None else pairs[row], columns.target.blank(table.running)
             value, problem = columns.input.read(columns.input.located(raw_text, table.folder), columns.text)
             problem = table.broken.get(row) or problem
             if problem is None and columns.text_pair is not None:

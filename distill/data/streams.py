@@ -79,7 +79,7 @@ def _parts(path: Path) -> Iterator[Table]:
     elif kind == ".txt":
         texts, first = (line.strip() for line in lines(path) if line.strip()), 0
         while part := list(islice(texts, ROWS)):
-            yield Table(str(path), {"text": part}, first=first)
+            yield Table(str(path), {"text": part}, first=first, running=True)
             first += len(part)
     elif kind == ".parquet":
         first = 0

@@ -40,6 +40,7 @@ class Table:
         label_names: Columns whose values are class numbers: the names of those classes.
         dataset: The dataset behind the columns, where there is one.
         first: Number of row 0 in the source, where this is a part of it.
+        running: The rows are lines of a running text; else each is a text of its own.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Table:
     label_names: Mapping[str, list[str]] = field(default_factory=dict)
     dataset: datasets.Dataset | None = None
     first: int = 0
+    running: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -140,7 +142,9 @@ def _read_local(path: Path, split: str | None) -> Table:
         ".jsonl": lambda: _read_json(path),
         ".ndjson": lambda: _read_json(path),
         ".json": lambda: _read_json(path),
-        ".txt": lambda: Table(str(path), {"text": [line.strip() for line in lines(path) if line.strip()]}),
+        ".txt": lambda: Table(
+            str(path), {"text": [line.strip() for line in lines(path) if line.strip()]}, running=True
+        ),
         ".parquet": lambda: _from_dataset(str(path), datasets.Dataset(pyarrow.parquet.read_table(path))),
     }
     reader = readers.get(path.suffix.lower())

@@ -23,6 +23,7 @@ class CausalLM(Task):
     """Language modelling. Each token is asked for the one behind it, which is its label.
 
     A text longer than the maximum is read in parts, one behind the other; the first token of a part is asked of nobody.
+    Behind the last token of a text that ends, the tokenizer's `eos_token` is asked for.
     """
 
     name: ClassVar[str] = "causal-lm"
@@ -30,7 +31,7 @@ class CausalLM(Task):
     metric: ClassVar[str] = "likelihood"
     preset: ClassVar[str] = "language"
     suffixes: ClassVar[tuple[str, ...]] = ("LMHeadModel", "ForCausalLM")
-    target: ClassVar[str] = "nothing"
+    target: ClassVar[str] = "end"
     named: ClassVar[bool] = False
     trims: ClassVar[bool] = False
     relative: ClassVar[bool] = True
@@ -42,7 +43,10 @@ class CausalLM(Task):
         return super().fits(architecture) and not loads("AutoModelForMaskedLM", architecture)
 
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
-        """Token ids by part; `labels` is the id behind each token, -100 for the last."""
+        """Token ids by part; `labels` is the id behind each token, of the last one the end of a text or -100.
+
+        The column `label` says of each text whether it ends; one that its tokenizer ends already gets no second end.
+        """
         texts = list(rows["text"])
         tokens = tokenizer(
             texts, truncation=True, max_length=max_length, return_overflowing_tokens=True, return_attention_mask=False
@@ -50,7 +54,12 @@ class CausalLM(Task):
         parts = [place for place, row in enumerate(tokens["input_ids"]) if row]  # of an empty text there may be none
         ids = [tokens["input_ids"][place] for place in parts]
         source = np.array(tokens["overflow_to_sample_mapping"], np.int64)[parts]
-        found = pack({"input_ids": ids, "labels": [[*row[1:], NO_LABEL] for row in ids]}, {SOURCE: source})
+        labels = [[*row[1:], NO_LABEL] for row in ids]
+        end = tokenizer.eos_token_id
+        for text, part in {int(text): part for part, text in enumerate(source)}.items():  # the last part of each
+            if rows["label"][text] and end is not None and ids[part][-1] != end:
+                labels[part][-1] = end
+        found = pack({"input_ids": ids, "labels": labels}, {SOURCE: source})
         return Encoded(found.ragged, found.flat, found.offsets, given={"text": texts})
 
     def collate(self, rows: Sequence[Mapping[str, Any]], padding: Padding) -> Batch:
@@ -63,8 +72,12 @@ class CausalLM(Task):
     def configure(self, config: Any, labels: Sequence[str]) -> None:
         """Nothing: the head has a row a token."""
 
+    def number(self, label: Any, numbers: Mapping[str, int]) -> Any:
+        """Whether the text ends."""
+        return label
+
     def labelled(self, encoded: Encoded) -> bool:
-        """Some text has two tokens."""
+        """Some token has one behind it, or ends a text."""
         return bool((encoded.ragged["labels"] != NO_LABEL).any())
 
     @property
@@ -83,7 +96,7 @@ class CausalLM(Task):
     def metrics(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
     ) -> dict[str, float]:
-        """Over all tokens but the first of each part.
+        """Over all tokens but the first of each part, and the ends of texts.
 
         likelihood: geometric mean of the probability of the token that came: 1 / perplexity.
         perplexity: e to the mean surprise; it depends on the tokenizer.

@@ -101,6 +101,36 @@ def test_a_text_without_a_token_moves_no_label(start):
         assert encoded[row]["labels"].tolist() == [*encoded[row]["input_ids"][1:].tolist(), -100]
 
 
+def test_behind_a_text_that_ends_its_end_is_asked_for(start):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    texts = ["one two three four five six seven eight nine", "a b", "a b", f"a b{tokenizer.eos_token}"]
+    limit = len(tokenizer(texts[0])["input_ids"]) - 1
+    encoded = TASK.encode({"text": texts, "label": [True, True, False, True]}, tokenizer, limit)
+    plain = TASK.encode({"text": texts, "label": [None] * 4}, tokenizer, limit)
+    assert encoded.sources.tolist() == [0, 0, 1, 2, 3]
+    assert encoded.ragged["input_ids"].tolist() == plain.ragged["input_ids"].tolist()
+    end = tokenizer.eos_token_id
+    assert [encoded[row]["labels"][-1] for row in range(5)] == [-100, end, end, -100, -100]
+    assert encoded[4]["labels"][-2] == end
+    assert (encoded.ragged["labels"] != plain.ragged["labels"]).sum() == 2
+    tokenizer.eos_token = None
+    assert (TASK.encode({"text": ["a b"], "label": [True]}, tokenizer, 16).ragged["labels"] == -100).sum() == 1
+
+
+def test_rows_of_tables_end_and_lines_of_a_running_text_do_not(tmp_path, rows_file):
+    (tmp_path / "lines.txt").write_text("\n".join(f"line {number}" for number in range(20)))
+    table = rows_file([{"text": f"text {number}"} for number in range(20)])
+    for large in (None, tmp_path / "large"):  # read at once, or part by part
+        folder = tmp_path / "lines"
+        folder.mkdir(exist_ok=True)
+        (folder / "more.txt").write_text("one more\nand one")
+        unlabelled = [tmp_path / "lines.txt"] if large is None else [folder]
+        splits = load_splits(table, unlabelled=unlabelled, target=TASK.target, folder=large)
+        assert set(splits.train["label"]) == set(splits.validation["label"]) == {True}
+        assert set(splits.unlabelled["label"]) == {False}
+    assert set(load_splits(tmp_path / "lines.txt", target=TASK.target).train["label"]) == {False}
+
+
 def test_a_language_model_is_no_embedder():
     assert find_task("auto", ["GPT2LMHeadModel"]) is TASK
 
@@ -109,7 +139,7 @@ def test_an_empty_text_is_named(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("\n".join(["text", *(f"text {number}" for number in range(20)), '""', "more"]))
     with pytest.raises(DataError, match=r"row 21: 'text' is (empty|missing)"):
-        load_splits(path, target="nothing")
+        load_splits(path, target=TASK.target)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +187,21 @@ def test_a_language_model_goes_the_whole_way(finished):
     assert bundle.predict([text], new_tokens=8)[0].text == tokenizer.decode(written, skip_special_tokens=True)
     bench = json.loads((result.folder / "results.json").read_text())["bench"]
     assert {cell["step"] for cell in bench["cells"]} == {True, False}
+
+
+@pytest.mark.slow
+def test_a_language_model_learns_where_a_text_ends(finished, lines):
+    _, result = finished
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "student")
+    model = AutoModelForCausalLM.from_pretrained(result.folder / "student").eval()
+    behind, within = [], []
+    for text in lines["validation"]:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, -32:]
+        with torch.no_grad():
+            chances = model(ids).logits[0].softmax(-1)[:, tokenizer.eos_token_id]
+        behind.append(float(chances[-1]))
+        within.append(float(chances[:-1].mean()))
+    assert np.mean(behind) > 3 * np.mean(within)
 
 
 @pytest.mark.slow
