@@ -28,6 +28,7 @@ from distill.training.fit import fit, steps_an_epoch
 from distill.training.lighter import check_copies, threads
 from distill.training.on_policy import OnPolicy
 from distill.training.step_clock import StepClock, speed_lines
+from distill.training.target_unit import TargetUnit
 
 UNFROZEN = {"freeze_embeddings": False, "freeze_layers": 0}
 """What `training` says of a student's inherited parts, where all of a model is to learn."""
@@ -223,34 +224,37 @@ def _fit(
     scratch = run.work / name
     task, padding = run.task, checkpoint.padding
     bf16 = use_bf16(settings.precision, run.device)
-    validation = run.encode(checkpoint, run.splits.validation)
+    unit = TargetUnit.of(task, encoded, checkpoint.model)
+    validation = unit.standard(run.encode(checkpoint, run.splits.validation))
 
     def measure(model: Any) -> dict[str, float]:
         predictor = task.judge(TorchPredictor(model, task, bf16=bf16), model)
         return evaluate(predictor, validation, task, padding, batch_size=64).metrics
 
     def save(folder: Path) -> None:
-        checkpoint.save(folder, task, run.recipe.data.max_length)
+        with unit.original():
+            checkpoint.save(folder, task, run.recipe.data.max_length)
 
     clock = StepClock(wait=settings.profile)
-    curve = fit(
-        checkpoint.model,
-        objective,
-        teacher,
-        encoded,
-        task,
-        padding,
-        settings,
-        scratch,
-        measure,
-        save=save,
-        logs=run.folder / "logs" / name,
-        seed=run.recipe.seed,
-        progress=run.progress,
-        name=NAMES[name],
-        on_policy=on_policy,
-        clock=clock,
-    )
+    with unit.learnt():
+        curve = fit(
+            checkpoint.model,
+            objective,
+            unit.taught_by(teacher),
+            unit.standard(encoded),
+            task,
+            padding,
+            settings,
+            scratch,
+            measure,
+            save=save,
+            logs=run.folder / "logs" / name,
+            seed=run.recipe.seed,
+            progress=run.progress,
+            name=NAMES[name],
+            on_policy=on_policy,
+            clock=clock,
+        )
     if processes.is_main():
         replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))
     processes.wait()

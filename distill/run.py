@@ -461,6 +461,11 @@ class Run:
             return own
         return sha256_json([own, *(other.weights_hash() for other in self.others), *self.shares])
 
+    @property
+    def taught_in_bf16(self) -> bool:
+        """Whether the teacher answers in bf16: not where it says numbers, of which 1990 and 1993 would be the same."""
+        return self.task.target != "number" and use_bf16(self.recipe.training.precision, self.teacher_device)
+
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""
         return {
@@ -468,7 +473,7 @@ class Run:
             "tokenizer_hash": self.teacher.tokenizer_hash(),
             "max_length": self.recipe.data.max_length,
             "taps": sorted(objective.teacher_taps),
-            "dtype": "bf16" if use_bf16(self.recipe.training.precision, self.teacher_device) else "fp32",
+            "dtype": "bf16" if self.taught_in_bf16 else "fp32",
             "texts_hash": self.texts_hash,
             "top_k": self.top_k(objective),
             "max_bytes": self.recipe.cache.max_bytes,
@@ -515,7 +520,7 @@ class Run:
 
         It is asked for, and used, within `teaching`.
         """
-        bf16 = use_bf16(self.recipe.training.precision, self.teacher_device)
+        bf16 = self.taught_in_bf16
 
         def teacher_of(taps: Iterable[str]) -> LiveTeacher | EnsembleTeacher:
             live = LiveTeacher(self.teacher.model, taps, bf16=bf16)

@@ -354,7 +354,7 @@ def rename_labels(checkpoint: Checkpoint, names: Sequence[str], order: Sequence[
         TeacherError: The head is not one linear layer of that many classes.
     """
     if list(order) != list(range(len(order))):
-        head = _head(checkpoint.model, len(order))
+        head = head_of(checkpoint.model, len(order))
         if head is None:
             raise TeacherError(
                 "its head is not one linear layer, so its labels cannot be put into another order",
@@ -370,7 +370,7 @@ def rename_labels(checkpoint: Checkpoint, names: Sequence[str], order: Sequence[
     checkpoint.model.config.label2id = {name: number for number, name in enumerate(names)}
 
 
-def _head(model: nn.Module, classes: int) -> nn.Linear | None:
+def head_of(model: nn.Module, classes: int) -> nn.Linear | None:
     """The linear layer that gives the logits: the last one in the module tree with as many rows as classes."""
     found = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
     return found[-1] if found else None

@@ -1,5 +1,6 @@
 """What a run says of its data before it works with it."""
 
+import pytest
 from transformers import AutoTokenizer
 
 from distill.ledger import Ledger
@@ -36,3 +37,11 @@ def test_each_split_says_once_that_texts_lose_their_end(tiny_start, intents_fold
         "data.max_length = 8 tokens allows"
         for name, cut in counted.items()
     ]
+
+
+@pytest.mark.parametrize(("task", "bf16"), [("regression", False), ("text-classification", True)])
+def test_a_teacher_of_numbers_answers_in_fp32(task, bf16, tmp_path):
+    """In bf16 the years 1989 and 1994 are one number."""
+    values = {"task": task, "teacher": {"checkpoint": "none"}, "data": {"train": "none.csv"}}
+    recipe = Recipe.parse({**values, "training": {"precision": "bf16"}, "output": str(tmp_path)})
+    assert Run(recipe, Ledger(tmp_path / "state"), SILENT).taught_in_bf16 is bf16

@@ -109,7 +109,8 @@ def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tup
             passes=passes,
         )
     reference = TorchPredictor(checkpoint.model, run.task)
-    return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=1e-3)
+    tolerance = 1e-3 * run.task.spread(encoded)
+    return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=tolerance)
 
 
 def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Choice:

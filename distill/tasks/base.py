@@ -271,6 +271,10 @@ class Task(ABC):
         """Some row has a label to compare with."""
         return bool((encoded.flat["labels"] != NO_LABEL).any())
 
+    def spread(self, encoded: Encoded) -> float:
+        """How far apart its outputs lie by their nature: 1 of logits and probabilities; of numbers, by their unit."""
+        return 1.0
+
     @property
     def calibrates(self) -> bool:
         """Something is chosen on validation data."""

@@ -43,6 +43,11 @@ class Regression(TextClassification):
         """Some row has a number to compare with."""
         return not bool(np.isnan(encoded.flat["labels"]).all())
 
+    def spread(self, encoded: Encoded) -> float:
+        """The labels' deviation, with a thousandth of their mean: fp32 rounds by what is far from 0."""
+        labels = encoded.flat["labels"].astype(np.float64)
+        return float(np.nanstd(labels) + 1e-3 * abs(np.nanmean(labels))) or 1.0
+
     def metrics(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None
     ) -> dict[str, float]:

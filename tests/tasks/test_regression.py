@@ -90,7 +90,8 @@ def finished(rows_file, make_start, run_example, tmp_path_factory):
         archive = fetch_archive(tmp_path_factory.mktemp("download"))
     except DataError as error:
         pytest.skip(f"pip reaches no package index: {error}")
-    rows = [{"text": one.text, "rating": one.mean} for one in read_rated(archive, "movieReviewSnippets")]
+    rated = read_rated(archive, "movieReviewSnippets")
+    rows = [{"text": one.text, "rating": 5000 + 1000 * one.mean} for one in rated]  # as prices are: far from 0
     files = {"train": rows[:2000], "validation": rows[2000:2300], "test": rows[2300:2600]}
     return run_example(
         "regression",
@@ -117,5 +118,6 @@ def test_a_regression_goes_the_whole_way(finished):
     texts = ["a wonderful film", "the worst film of the year , dull and stupid"]
     rate = transformers_pipeline("text-classification", model=str(result.folder / "student"))
     for theirs, ours in zip(rate(texts), bundle.predict(texts), strict=True):
-        assert theirs["score"] == pytest.approx(ours.value, abs=1e-4)
+        assert theirs["score"] == pytest.approx(ours.value, rel=1e-5)
+        assert 1000 < ours.value < 9000
     assert ours.summary() == f"{ours.value:.4f}"
