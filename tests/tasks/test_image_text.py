@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, pipeline
 from typer.testing import CliRunner
 
 from distill.cards import load_student_card
@@ -225,8 +225,14 @@ def test_transformers_reads_the_student_and_says_what_the_files_say(finished, di
     answers = [json.loads(line)["similarity"] for line in found.output.splitlines()]
     np.testing.assert_allclose(answers, (said.image_embeds * said.text_embeds).sum(-1), atol=1e-5)
     found = CliRunner().invoke(app, ["predict", str(result.bundle), *paths, *texts, *full])
-    vectors = [json.loads(line)["vector"] for line in found.output.splitlines()]
+    vectors = np.array([json.loads(line)["vector"] for line in found.output.splitlines()])
     np.testing.assert_allclose(vectors, torch.cat([said.image_embeds, said.text_embeds]), atol=1e-5)
+    logits = float(model.logit_scale.exp()) * vectors[: len(images)] @ vectors[len(images) :].T
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ask = pipeline("zero-shot-image-classification", student)
+    for answers, chances in zip(ask(shown, candidate_labels=texts, hypothesis_template="{}"), expected, strict=True):
+        found = {answer["label"]: answer["score"] for answer in answers}
+        np.testing.assert_allclose([found[text] for text in texts], chances, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -226,4 +226,10 @@ def test_transformers_and_the_bundle_give_the_same_states(finished):
     assert ours.vectors == pytest.approx(np.array(states[0]), abs=1e-3)
     assert ours.summary() == f"{ours.vectors.shape[0]} tokens, 64 wide"
     guess = transformers_pipeline("fill-mask", model=str(result.folder / "student"))
-    assert len(guess("the [MASK] was played")) == 5
+    hidden = "the [MASK] was played"
+    place = guess.tokenizer(hidden)["input_ids"].index(guess.tokenizer.mask_token_id)
+    with torch.no_grad():
+        chances = guess.model.cls(torch.from_numpy(bundle(hidden).vectors)).softmax(-1)[place]
+    best = chances.topk(5)
+    assert [one["token"] for one in guess(hidden)] == best.indices.tolist()
+    assert [one["score"] for one in guess(hidden)] == pytest.approx(best.values.tolist(), abs=1e-4)
