@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -53,6 +54,16 @@ def run_example(tmp_path_factory):
         return recipe, compress(recipe)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def outputs_of():
+    """By an ONNX file: the names of what it returns, in order. Clients look for the first, or for each by its name."""
+
+    def read(path):
+        return [value.name for value in onnx.load(path).graph.output]
+
+    return read
 
 
 @pytest.fixture(scope="session")

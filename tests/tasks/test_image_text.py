@@ -188,8 +188,10 @@ def finished(digits, captions, make_clip, run_example, rows_file):
 
 
 @pytest.mark.slow
-def test_a_clip_goes_the_whole_way(finished):
+def test_a_clip_goes_the_whole_way(finished, outputs_of):
     data, _, result = finished
+    assert outputs_of(result.bundle / "onnx/text_model_quantized.onnx") == ["text_embeds"]
+    assert outputs_of(result.bundle / "onnx/vision_model_quantized.onnx") == ["image_embeds"]
     models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
     found = {role: row["metrics"] for role, row in models.items()}
     assert found["teacher"]["text_recall_at_1"] > 0.7  # by chance 0.03

@@ -106,8 +106,9 @@ def finished(shared_data, read_rows, rows_file, make_start, run_example):
 
 
 @pytest.mark.slow
-def test_several_labels_go_the_whole_way(finished):
+def test_several_labels_go_the_whole_way(finished, outputs_of):
     _, result = finished
+    assert outputs_of(result.bundle / "onnx/model_quantized.onnx") == ["logits", "probabilities"]
     models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
     assert models["teacher"]["metrics"]["micro_f1"] > 0.5
     assert models["student-int8"]["retention"] > 0.85

@@ -224,8 +224,9 @@ def finished(shared_data, read_rows, rows_file, make_start, run_example):
 
 
 @pytest.mark.slow
-def test_question_answering_goes_the_whole_way(finished):
+def test_question_answering_goes_the_whole_way(finished, outputs_of):
     _, result = finished
+    assert outputs_of(result.bundle / "onnx/model_quantized.onnx") == ["start_logits", "end_logits"]
     results = json.loads((result.folder / "results.json").read_text())
     models = {row["role"]: row for row in results["models"]}
     assert models["teacher"]["metrics"]["f1"] > 0.02  # from scratch on 250 questions: nothing that answers well

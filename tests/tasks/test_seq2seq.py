@@ -20,9 +20,11 @@ from distill.checks import check_columns
 from distill.cli import app
 from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, TeacherError
+from distill.evaluation import TorchPredictor, evaluate
 from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.ledger import claim
+from distill.pipeline import run_stages
 from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.rewriting import rewritten
@@ -58,7 +60,9 @@ def learn_tokenizer(texts, size):
 @pytest.fixture(scope="module")
 def rows(shared_data, read_rows):
     folder = shared_data / "multi30k"
-    return {"train": read_rows(folder / "train.jsonl", 600), "validation": read_rows(folder / "val.jsonl", 48)}
+    found = {"train": read_rows(folder / "train.jsonl", 600), "validation": read_rows(folder / "val.jsonl", 48)}
+    told = {True: "a man", False: "others"}
+    return {name: [{**row, "who": told[" man " in row["en"]]} for row in rows] for name, rows in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +183,17 @@ def finished(rows, start, run_example, rows_file):
         "training={epochs=2, batch_size=8, learning_rate=2e-3}",
         "data.max_length=32",
         f'data.prefix="{PREFIX}"',
+        'data.group="who"',
         "export.max_drop=2",
     )
 
 
 @pytest.mark.slow
-def test_a_translator_goes_the_whole_way(finished):
+def test_a_translator_goes_the_whole_way(finished, outputs_of):
     _, result = finished
+    assert outputs_of(result.bundle / "onnx/encoder_model_quantized.onnx") == ["last_hidden_state"]
+    remembered = [f"present.0.{side}.{kind}" for side in ("decoder", "encoder") for kind in ("key", "value")]
+    assert outputs_of(result.bundle / "onnx/decoder_model_merged_quantized.onnx") == ["logits", *remembered]
     models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
     assert models["teacher"]["metrics"]["perplexity"] < 300  # by chance 1200
     assert models["student"]["metrics"]["perplexity"] < 300
@@ -205,6 +213,23 @@ def test_a_translator_goes_the_whole_way(finished):
     )
     bench = json.loads((result.folder / "results.json").read_text())["bench"]
     assert {cell["step"] for cell in bench["cells"]} == {True, False}
+
+
+@pytest.mark.slow
+def test_each_group_has_its_own_measure(finished, rows, tokenizer):
+    """Over all tokens the surprise is that of the groups together, so every token of a group was counted in it."""
+    _, result = finished
+    tokens = {"a man": 0, "others": 0}
+    for row in rows["validation"]:
+        tokens[row["who"]] += len(tokenizer(text_target=row["de"], truncation=True, max_length=32)["input_ids"])
+    assert min(tokens.values()) > 100
+    models = {row["role"]: row for row in json.loads((result.folder / "results.json").read_text())["models"]}
+    for role in ("teacher", "student", "baseline", "student-int8"):
+        groups, whole = models[role]["groups"], models[role]["metrics"]
+        together = sum(count * math.log(groups[name]["perplexity"]) for name, count in tokens.items())
+        assert together / sum(tokens.values()) == pytest.approx(math.log(whole["perplexity"]), rel=1e-5)
+        assert set(groups["a man"]) == set(whole)
+        assert groups["a man"]["chrf"] != groups["others"]["chrf"]
 
 
 @pytest.mark.slow
@@ -290,24 +315,33 @@ def test_a_prefix_that_cannot_be_is_refused(overrides, match):
 @pytest.mark.slow
 def test_a_student_learns_what_its_teacher_writes(rows, finished, rows_file, tmp_path):
     recipe, result = finished
+    few, free = rows_file(rows["train"][:32], "few"), [{"en": row["en"]} for row in rows["train"][32:64]]
     changes = {
         "output": str(tmp_path / "run"),
         "teacher": {"checkpoint": str(result.folder / "teacher")},
         "objective": {"targets": "teacher"},
-        "training": {"epochs": 1, "learning_rate": 2e-3, "baseline": False},
-        "data": {**recipe.data.model_dump(), "train": str(rows_file(rows["train"][:64], "few"))},
+        "training": {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "baseline": False},
+        "data": {**recipe.data.model_dump(), "train": str(few), "unlabelled": [str(rows_file(free, "free"))]},
     }
     asked = Recipe.parse({**recipe.model_dump(mode="json", exclude={"teacher", "objective"}), **changes})
+    run_stages(asked, until="train")
     with claim(asked) as ledger:
         run = Run(asked, ledger, SILENT)
-        lessons = run.lessons[0]
-        assert lessons["text"] == run.splits.train["text"]
-        assert lessons["label"] != run.splits.train["label"]
-        assert len(run.transfer_set(run.teacher)) == len(lessons)
-        for row in lessons.select(range(3)):
+        gold, unlabelled = run.lessons
+        assert gold["text"] == run.splits.train["text"]
+        assert gold["label"] != run.splits.train["label"]
+        assert unlabelled["text"] == [PREFIX + row["en"] for row in free]
+        assert len(run.transfer_set(run.teacher)) == len(gold) + len(unlabelled)
+        for row in (*gold.select(range(2)), *unlabelled.select(range(2))):
             tokens = run.teacher.tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=32)
             ids = run.teacher.model.generate(**tokens, do_sample=False, num_beams=4)[0]
             assert row["label"] == run.teacher.tokenizer.decode(ids, skip_special_tokens=True).strip() != ""
+        likely = []
+        for model in (run.student.model, load_checkpoint(str(run.folder / "student"), TASK).model):
+            predictor = TASK.judge(TorchPredictor(model, TASK), model)
+            encoded = run.encode(run.teacher, unlabelled)
+            likely.append(evaluate(predictor, encoded, TASK, run.teacher.padding).metrics["likelihood"])
+        assert likely[1] > 1.1 * likely[0]  # than before training, of texts that the data has no targets for
 
 
 def test_an_empty_target_is_named(tmp_path):

@@ -169,8 +169,9 @@ def finished(shared_data, read_rows, rows_file, make_start, run_example):
 
 
 @pytest.mark.slow
-def test_a_tagger_goes_the_whole_way(finished, shared_data):
+def test_a_tagger_goes_the_whole_way(finished, outputs_of):
     recipe, result = finished
+    assert outputs_of(result.bundle / "onnx/model_quantized.onnx") == ["logits", "probabilities"]
     results = json.loads((result.folder / "results.json").read_text())
     models = {row["role"]: row for row in results["models"]}
     assert models["teacher"]["metrics"]["f1"] > 0.5
