@@ -36,8 +36,8 @@ class TargetUnit:
 
     @staticmethod
     def of(task: Task, encoded: Encoded, model: nn.Module) -> TargetUnit:
-        """That of the rows that are trained on; one that changes nothing for a task whose labels are no numbers."""
-        head = head_of(model, 1) if task.target == "number" else None
+        """That of the rows that are trained on; one that changes nothing where they have no numbers."""
+        head = head_of(model, 1) if task.target == "number" and task.labelled(encoded) else None
         if head is None:
             return TargetUnit()
         labels = np.asarray(encoded.flat["labels"], np.float64)
