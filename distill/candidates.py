@@ -14,12 +14,14 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from distill.bench import bench
 from distill.export.calibrate import Batch, Observed, observe
 from distill.export.ladder import Form, LadderResult, Learn, Measure, Rung, lost, quantize_within
+from distill.export.lookups import FewBits
 from distill.export.quantize import QuantizedGraph, Target, quantize_int8
 from distill.machine import describe_machine
 from distill.progress import SILENT, Progress
@@ -98,6 +100,7 @@ def fastest(
     progress: Progress = SILENT,
     relative: bool = False,
     repair: bool = True,
+    tables: FewBits = "int8",
 ) -> Choice:
     """Writes the int8 file that answers fastest on this machine, of those that lose no more than `max_drop` points.
 
@@ -114,6 +117,8 @@ def fastest(
         progress: Told about every candidate.
         relative: See `quantize_within`.
         repair: See `quantize_within`; without it nothing is calibrated either.
+        tables: How embedding tables are stored. With `int4`, candidates have that of the tokens in int4, and are made
+            again in int8 only where none of them is good enough and repairs are allowed.
 
     Raises:
         ExportError: No candidate is good enough, and the ladder repairs none.
@@ -122,13 +127,16 @@ def fastest(
     path.parent.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"target": target, "metadata": metadata}
     reference, forms = measure(next(iter(sources.values()))), FORMS if repair else FORMS[:1]
+    rounds: list[FewBits] = ["int4", "int8"] if tables == "int4" and repair else [tables]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".candidates-") as folder:
         made: list[tuple[Tried, QuantizedGraph]] = []
-        with progress.stage("Making candidates", total=len(sources) * len(forms), unit="files") as stage:
-            for graph, source in sources.items():
-                seen = observe(source, batches)
-                for form in forms:
-                    file = _make(source, Path(folder) / f"{len(made)}.onnx", form, seen, settings)
+        seen = {graph: observe(source, batches) for graph, source in sources.items()}
+        for stored in rounds:
+            if any(tried.good for tried, _ in made):
+                break
+            with progress.stage("Making candidates", total=len(sources) * len(forms), unit="files") as stage:
+                for graph, form in product(sources, (replace(form, tables=stored) for form in forms)):
+                    file = _make(sources[graph], Path(folder) / f"{len(made)}.onnx", form, seen[graph], settings)
                     metric = measure(file.path)
                     drop = lost(reference, metric, relative)
                     made.append((Tried(graph, str(form), metric, drop, file.bytes, drop <= max_drop, {}), file))
@@ -141,7 +149,7 @@ def fastest(
     if best is None:
         graph, source = next(iter(sources.items()))
         gate: dict[str, Any] = {"measure": measure, "max_drop": max_drop, "batches": batches}
-        gate |= {"learn": learn, "progress": progress, "relative": relative, "repair": repair}
+        gate |= {"learn": learn, "progress": progress, "relative": relative, "repair": repair, "tables": tables}
         return Choice(graph, quantize_within(source, path, **gate, **settings), tried)
     rung = Rung(best[0].form, (), best[0].metric, best[0].drop, best[0].bytes)
     return Choice(best[0].graph, LadderResult(replace(best[1], path=path), reference, (rung,), ()), tried)
@@ -149,7 +157,8 @@ def fastest(
 
 def _make(source: Path, path: Path, form: Form, seen: Observed, settings: Mapping[str, Any]) -> QuantizedGraph:
     ranges = seen.ranges(form.ranges, wide=form.wide) if form.ranges else None
-    return quantize_int8(source, path, ranges=ranges, means=seen.means if form.corrected else None, **settings)
+    means = seen.means if form.corrected else None
+    return quantize_int8(source, path, ranges=ranges, means=means, tables=form.tables, **settings)
 
 
 def _timed(

@@ -272,6 +272,11 @@ class ExportRecipe(_Section):
         description="`int8` multiplies in int8; `blocks-8` and `blocks-4` keep a scale for every 32 weights, of 8 or 4 "
         "bits: more exact or smaller, and slower here; `fp16` and `fp32` ship a file that computes in fp32.",
     )
+    embeddings: Literal["int8", "int4"] = Field(
+        "int8",
+        description="How the table of the tokens is stored: `int8` with a scale a row, or `int4` with one for 32 "
+        "numbers, little more than half of that, kept where it loses no more than `max_drop` either.",
+    )
     repair: bool = Field(
         True,
         description="Whether an int8 file that loses too much is made with more care; `false`: the plain one or none.",
@@ -396,6 +401,7 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     elif weights and not any(weights):
         problems.append(f"`teacher.ensemble_weights` must not all be 0; got {weights!r}")
     problems += _sharding(values)
+    problems += _embeddings(values)
     augment = data.get("augment") or {}
     if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
         problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")
@@ -418,3 +424,19 @@ def _sharding(values: Mapping[str, Any]) -> list[str]:
     beside = 'with `training.sharding = "fsdp"`'
     problems = [f"`objective.on_policy.share` must be 0 {beside}; got {share!r}"] if share else []
     return problems + (["`training.compile` must be false " + beside] if training.get("compile") else [])
+
+
+def _embeddings(values: Mapping[str, Any]) -> list[str]:
+    """A table in int4 takes an operator of ONNX Runtime's own, beside weights that are stored in few bits too."""
+    export: Any = values.get("export") or {}
+    if not isinstance(export, Mapping) or export.get("embeddings") != "int4":
+        return []
+    weights = export.get("weights", "int8")
+    if weights in ("fp16", "fp32"):
+        return [f'`export.embeddings` must be "int8" with `export.weights = "{weights}"`, which stores tables alike']
+    if weights == "int8" and export.get("target") == "portable":
+        return [
+            '`export.embeddings` must be "int8" with `export.target = "portable"`: standard ONNX has no operator that '
+            "looks 4-bit numbers up"
+        ]
+    return []

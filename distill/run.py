@@ -27,6 +27,7 @@ from distill.encoding import all_texts, encode_rows
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import ObjectiveError
 from distill.evaluation import Evaluation, TorchPredictor, by_group, predict_rows
+from distill.export.token_table import check_token_table
 from distill.features import describe
 from distill.files import sha256_file, sha256_json
 from distill.ledger import Ledger
@@ -387,9 +388,14 @@ class Run:
 
     @cached_property
     def student(self) -> Student:
-        """The student before training, as a template for plans and objectives: it is not trained itself."""
-        wanted = self.recipe.student
-        return start_student(
+        """The student before training, as a template for plans and objectives: it is not trained itself.
+
+        Raises:
+            StudentError: When it cannot be built.
+            ExportError: When its tokens' table cannot be stored as the recipe asks for.
+        """
+        wanted, export = self.recipe.student, self.recipe.export
+        student = start_student(
             self.teacher.model,
             load_student_card(wanted.card),
             self.some_batches,
@@ -407,6 +413,9 @@ class Run:
             kept_ids=self.trimmed.kept_ids if self.trimmed else None,
             progress=self.progress,
         )
+        if export.embeddings == "int4":
+            check_token_table(self.task.shipped(student.model), export.weights)
+        return student
 
     def some_batches(self) -> list[dict[str, Tensor]]:
         """Up to `SAMPLE` rows of the transfer set, evenly spread over it, in batches: what a student is fitted on."""

@@ -173,7 +173,14 @@ def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBun
     texts = [row["text"] for row in rows]
     tokenizer = AutoTokenizer.from_pretrained(tiny_start)
 
-    def make(folder: Path, *, name: str = "tiny", labels: Sequence[str] = ("arrival", "exchange", "password")) -> Any:
+    def make(
+        folder: Path,
+        *,
+        name: str = "tiny",
+        labels: Sequence[str] = ("arrival", "exchange", "password"),
+        target: Any = "portable",
+        tables: Any = "int8",
+    ) -> Any:
         config = AutoConfig.from_pretrained(tiny_start)
         config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
         model = _taught(BertForSequenceClassification(config), tokenizer, rows)
@@ -188,7 +195,7 @@ def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBun
         }
         spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
         export_graph(model, spec, work / "model.onnx", metadata=metadata)
-        quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target="portable", metadata=metadata)
+        quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target=target, tables=tables, metadata=metadata)
         contents = Contents(
             name=name,
             task="text-classification",

@@ -103,3 +103,20 @@ def test_without_repair_no_form_is_calibrated(sources: dict[str, Path], batches:
             repair=False,
         )
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_candidates_have_their_tokens_in_int4_where_that_is_asked(
+    sources: dict[str, Path], batches: Any, tmp_path: Path
+) -> None:
+    choice = choose(sources, tmp_path / "int4.onnx", lambda path: 1.0, batches, tables="int4")
+    assert [each.form.endswith("embeddings in int4") for each in choice.tried] == [True] * 6
+    assert OnnxModel(tmp_path / "int4.onnx").metadata["distill.embeddings"] == "int4"
+
+    def only_int8(path: Path) -> float:
+        return 0.9 if OnnxModel(path).metadata.get("distill.embeddings") == "int4" else 1.0
+
+    choice = choose(sources, tmp_path / "int8.onnx", only_int8, batches, tables="int4", lengths=[4])
+    assert [each.good for each in choice.tried] == [False] * 6 + [True] * 6
+    assert "distill.embeddings" not in OnnxModel(tmp_path / "int8.onnx").metadata
+    with pytest.raises(ExportError, match=r"plain int8 with embeddings in int4 loses 10\.00 points"):
+        choose(sources, tmp_path / "none.onnx", only_int8, batches, tables="int4", repair=False)

@@ -302,3 +302,24 @@ def test_weights_on_request_ship_and_are_named(finished, tmp_path):
     assert rows["student-int8"]["bytes"] < 0.75 * rows["student-onnx"]["bytes"]
     assert "**Student, ONNX fp16 (ships)**" in (again.bundle / "README.md").read_text()
     assert "The fp16 file is" in (folder / "report.md").read_text()
+
+
+def test_tokens_in_int4_ship_are_named_and_verified(finished, tmp_path):
+    recipe, result = finished
+    folder = tmp_path / "int4"
+    shutil.copytree(result.folder, folder)
+    export = recipe.export.model_copy(update={"embeddings": "int4", "max_drop": 20.0, "ort": True})
+    again = compress(recipe.model_copy(update={"output": str(folder), "export": export}), replace=True)
+    bundle = Bundle.load(again.bundle)
+    assert bundle.model.metadata["distill.embeddings"] == "int4"
+    assert "GatherBlockQuantized" in (again.bundle / "onnx/required_operators.config").read_text()
+    assert json.loads((again.bundle / "MANIFEST.json").read_text())["embeddings"] == "int4"
+    assert "int8 with int4 embeddings" in (again.bundle / "README.md").read_text()
+    results = json.loads((folder / "results.json").read_text())
+    (row,) = [row for row in results["models"] if row["role"] == "student-int8"]
+    models = json.loads((result.folder / "results.json").read_text())["models"]
+    (before,) = [row for row in models if row["role"] == "student-int8"]
+    (table,) = [table for table in results["tables"] if table["bits"] == 4]
+    assert row["format"] == "ONNX int8, int4 embeddings"
+    assert before["bytes"] - row["bytes"] == pytest.approx(table["int8_bytes"] - table["bytes"], abs=600)
+    assert [rung["form"] for rung in results["verification"][-1]["ladder"]["rungs"]][-1].endswith("embeddings in int4")

@@ -91,3 +91,21 @@ def test_what_does_not_change_the_weights_does_not_change_the_fingerprint():
     moved = Recipe.parse({**MINIMAL, "output": "elsewhere", "bench": {"runs": 7}})
     longer = Recipe.parse({**MINIMAL, "training": {"epochs": 9}})
     assert recipe.fingerprint() == moved.fingerprint() != longer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "export, says",
+    [
+        ({"weights": "fp16"}, r'`export.embeddings` must be "int8" with `export.weights = "fp16"`'),
+        ({"weights": "fp32"}, r'`export.embeddings` must be "int8" with `export.weights = "fp32"`'),
+        ({"target": "portable"}, r'`export.embeddings` must be "int8" with `export.target = "portable"`'),
+    ],
+)
+def test_embeddings_in_int4_go_with_few_bits_and_operators_of_the_runtime(export, says):
+    """Accepted in silence, the file would be another one than was asked for."""
+    values = {"teacher": {"checkpoint": "a"}, "data": {"train": "b.csv"}}
+    with pytest.raises(RecipeError, match=says):
+        Recipe.parse({**values, "export": {**export, "embeddings": "int4"}})
+    assert Recipe.parse({**values, "export": export}).export.embeddings == "int8"
+    for fine in ({}, {"target": "wasm"}, {"target": "auto"}, {"weights": "blocks-4", "target": "portable"}):
+        assert Recipe.parse({**values, "export": {**fine, "embeddings": "int4"}}).export.embeddings == "int4"

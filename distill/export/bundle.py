@@ -112,7 +112,7 @@ def _fill(folder: Path, contents: Contents) -> None:
         )
     lines = [json.dumps(line, ensure_ascii=False) for line in golden_vectors(bundle, contents.golden_texts)]
     write_text(folder / "golden.jsonl", "\n".join(lines) + "\n")
-    manifest = _manifest(folder, contents)
+    manifest = _manifest(folder, contents, bundle.model.metadata.get("distill.embeddings", ""))
     write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs))
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -137,7 +137,7 @@ def golden_vectors(bundle: Bundle, texts: Sequence[Text]) -> list[dict[str, Any]
     return vectors
 
 
-def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
+def _manifest(folder: Path, contents: Contents, embeddings: str) -> dict[str, Any]:
     sizes = {"fp32": bytes_of(folder / FULL), "int8": bytes_of(folder / QUANTIZED)}
     return {
         "format": FORMAT,
@@ -151,6 +151,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "versions": dict(contents.versions),
         "data": contents.data_source,
         "weights": contents.weights,
+        **({"embeddings": embeddings} if embeddings else {}),
         "onnx_bytes": sizes,
         "metrics": dict(contents.metrics),
         "verification": [dict(step) for step in contents.verification],

@@ -14,7 +14,7 @@ The rungs, each tried only where the one before lost too much:
    quarter kept in fp32.
 
 The first file within `max_drop` wins; there is no other outcome but an error, so a file that answers worse than
-promised is never written.
+promised is never written. Where it is asked for, that file is made again with the table of its tokens in int4.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 from distill.errors import ExportError
 from distill.export.calibrate import METHODS, Method, Observed, observe
 from distill.export.distance import Distance
+from distill.export.lookups import FewBits
 from distill.export.quantize import (
     QuantizedGraph,
     Target,
@@ -61,6 +62,7 @@ class Form:
         kept: Names of the weights whose products stay in fp32 besides those that always do.
         learned: Whether weights were trained on with int8's rounding in the loop.
         half: Whether the weights of `kept` are stored in fp16, and widened on loading.
+        tables: How embedding tables are stored.
     """
 
     smoothed: bool = False
@@ -70,6 +72,7 @@ class Form:
     kept: tuple[str, ...] = ()
     learned: bool = False
     half: bool = False
+    tables: FewBits = "int8"
 
     def __str__(self) -> str:
         inside = " in feed-forward blocks" if self.wide else ""
@@ -77,6 +80,7 @@ class Form:
         words += ["trained in int8"] * self.learned
         words += ["smoothed"] * self.smoothed + ["biases corrected"] * self.corrected
         words += [f"{len(self.kept)} in {'fp16' if self.half else 'fp32'}"] if self.kept else []
+        words += ["embeddings in int4"] * (self.tables == "int4")
         return ", ".join(words)
 
 
@@ -151,6 +155,7 @@ def quantize_within(
     progress: Progress = SILENT,
     relative: bool = False,
     repair: bool = True,
+    tables: FewBits = "int8",
 ) -> LadderResult:
     """Writes the smallest int8 file found that loses no more than `max_drop` points.
 
@@ -166,19 +171,24 @@ def quantize_within(
         progress: Told about the search, where there has to be one.
         relative: Points are hundredths of what the fp32 file reaches, where that may be far below 1.
         repair: Whether to climb at all; else it is the plain dynamic file or none.
+        tables: How embedding tables are stored. With `int4`, the first file that is good enough is made a second time,
+            with that of the tokens in int4, and this one is kept where it is good enough too; without repair, it is
+            this one or none.
 
     Raises:
-        ExportError: No rung loses little enough; names the products that hurt most, where they were looked for.
+        ExportError: No rung loses little enough; names the products that hurt most, where they were looked for. Or the
+            table of tokens cannot be in int4.
     """
     path = Path(int8_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ladder-") as folder:
         climb = _Climb(
-            Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, learn, progress, relative
-        )
+            Path(fp32_path), Path(folder), measure, max_drop, batches, target, metadata, learn, progress, relative,
+            tables,
+        )  # fmt: skip
         made = climb.run() if repair else climb.plain()
         if made is None:
-            raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path)
+            raise _nothing_good_enough(climb.rungs, climb.ranking, max_drop, path, tables)
         os.replace(made.path, path)
     return LadderResult(replace(made, path=path), climb.reference, tuple(climb.rungs), climb.ranking)
 
@@ -198,10 +208,11 @@ class _Climb:
         learn: Learn | None,
         progress: Progress,
         relative: bool,
+        tables: FewBits,
     ) -> None:
-        self._relative = relative
+        self._relative, self._tables = relative, tables
         self._source, self._trial, self._smoothed = source, folder / "trial.onnx", folder / "smoothed.onnx"
-        self._learned, self._learn, self._half = folder / "learned.onnx", learn, folder / "half.onnx"
+        self._learned, self._learn, self._folder = folder / "learned.onnx", learn, folder
         self._measure, self._max_drop, self._batches = measure, max_drop, batches
         self._target, self._metadata, self._progress = target, metadata, progress
         self._seen: dict[bool, Observed] = {}
@@ -211,7 +222,7 @@ class _Climb:
 
     def run(self) -> QuantizedGraph | None:
         """The first file that is good enough."""
-        if (made := self.plain()) is not None:
+        if (made := self._attempt(Form())) is not None:
             return made
         repaired = self._most_exact([Form(True), Form(True, True), Form(False, True)])
         if (made := self._attempt(repaired)) is not None:
@@ -230,8 +241,8 @@ class _Climb:
         return self._trained(worst) if self._learn is not None else None
 
     def plain(self) -> QuantizedGraph | None:
-        """The first rung alone."""
-        return self._attempt(Form())
+        """The first rung alone, with tables as they are asked for."""
+        return self._attempt(Form(tables=self._tables))
 
     def _trained(self, worst: tuple[str, ...]) -> QuantizedGraph | None:
         """What weights give that were trained to be rounded."""
@@ -243,17 +254,27 @@ class _Climb:
         return None
 
     def _attempt(self, form: Form) -> QuantizedGraph | None:
-        """Makes and measures a file; the file where it is good enough, with what it keeps in fp16 where that is too."""
+        """Makes and measures a file; where it is good enough, it or a smaller one that is good enough too.
+
+        Smaller are those that store in fp16 what is kept from int8, and in int4 the table of the tokens, if asked for.
+        """
         made, rung = self._tried(form, self._trial)
         self.rungs.append(rung)
         if not rung.drop <= self._max_drop:  # also where it is not a number
             return None
-        if not form.kept:
-            return made
-        smaller, rung = self._tried(replace(form, half=True), self._half)
-        good = rung.drop <= self._max_drop
-        self.rungs.insert(len(self.rungs) - (not good), rung)  # the last one is the file that is kept
-        return smaller if good else made
+        for name, change in self._savings(form).items():
+            smaller = replace(form, **change)
+            file, rung = self._tried(smaller, self._folder / f"{name}.onnx")
+            good = rung.drop <= self._max_drop
+            self.rungs.insert(len(self.rungs) - (not good), rung)  # the last one is the file that is kept
+            if good:
+                made, form = file, smaller
+        return made
+
+    def _savings(self, form: Form) -> dict[str, dict[str, Any]]:
+        """By name, what makes a file smaller that is good enough."""
+        half: dict[str, dict[str, Any]] = {"half": {"half": True}} if form.kept else {}
+        return half | ({"int4": {"tables": self._tables}} if self._tables != form.tables else {})
 
     def _tried(self, form: Form, path: Path) -> tuple[QuantizedGraph, Rung]:
         made = self._make(form, path)
@@ -277,6 +298,7 @@ class _Climb:
             ranges=seen.ranges(form.ranges) if seen is not None and form.ranges else None,
             means=seen.means if seen is not None and form.corrected else None,
             half=form.half,
+            tables=form.tables,
         )
 
     def _origin(self, form: Form) -> Path:
@@ -331,20 +353,23 @@ def rank_products(
         for name in names:
             trial = Path(folder) / "trial.onnx"
             others = [other for other in names if other != name]
-            quantize_dynamic_int8(source, trial, target=target, keep=others, tables=False)
+            quantize_dynamic_int8(source, trial, target=target, keep=others, tables="fp32")
             found.append(Sensitivity(name, distance(trial)))
             stage.advance()
     return tuple(sorted(found, key=lambda each: -each.error))
 
 
 def _nothing_good_enough(
-    rungs: Sequence[Rung], ranking: Sequence[Sensitivity], max_drop: float, path: Path
+    rungs: Sequence[Rung], ranking: Sequence[Sensitivity], max_drop: float, path: Path, tables: FewBits
 ) -> ExportError:
     if len(rungs) == 1:
+        name, first = "plain int8", ""
+        if tables == "int4":
+            name, first = "plain int8 with embeddings in int4", ', export.embeddings = "int8"'
         return ExportError(
-            f"plain int8 loses {rungs[0].drop:.2f} points, more than max_drop = {max_drop:g}; repairs are switched off",
+            f"{name} loses {rungs[0].drop:.2f} points, more than max_drop = {max_drop:g}; repairs are switched off",
             where=str(path),
-            fix="Set export.repair = true, or allow more with export.max_drop. No file was written.",
+            fix=f"Set export.repair = true{first}, or allow more with export.max_drop. No file was written.",
         )
     best = min(rungs, key=lambda rung: rung.drop)
     culprits = ", ".join(f"{each.name} ({each.error:.2g})" for each in ranking[:3])

@@ -1,15 +1,49 @@
-"""Embedding tables in int8: one scale a row, only what is looked up is widened; once where a product has them too."""
+"""Embedding tables in int8, one scale a row, or that of the tokens in int4: only what is looked up is widened."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from distill.export.blocks import LARGEST_HALF
 from distill.export.passes.match import array, attribute, constant, node_after, node_before, numbers_of, take_over
+from distill.export.token_table import (
+    FEW_COLUMNS,
+    FEW_ROWS,
+    Blocks,
+    no_table_error,
+    read_blocks,
+    reads_tokens,
+    relative_error,
+    store_blocks,
+)
 
-FEW_ROWS = 64  # tables this short, such as token types, stay as they are
-LARGEST_HALF = float(np.finfo(np.float16).max)
-FEW_COLUMNS = 8  # so do tables so narrow that the scale of a row is as large as the row
+FewBits = Literal["int8", "int4"]
+"""How tables are stored in few bits; with `int4`, that of the tokens in blocks of 4 bits and all others in int8."""
+Tables = Literal["fp32"] | FewBits
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table as it is stored.
+
+    Attributes:
+        name: Of its constant.
+        bits: Bits a number.
+        error: Root mean square error of its numbers, relative to their root mean square.
+        bytes: Numbers and scales in the file.
+        int8_bytes: What they would be in int8 with one scale a row.
+    """
+
+    name: str
+    bits: int
+    error: float
+    bytes: int
+    int8_bytes: int
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,10 +53,21 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(table / scales), -127, 127).astype(np.int8), scales
 
 
-def quantize_tables(model: ir.Model) -> list[str]:
-    """Stores embedding tables in int8 with one scale a row; lookups fetch int8 rows and widen those alone."""
-    done = []
-    for table in list(model.graph.initializers.values()):
+def quantize_tables(
+    model: ir.Model, form: FewBits = "int8", *, shared: Mapping[ir.Value, Blocks] | None = None
+) -> list[Table]:
+    """Stores embedding tables in few bits; lookups fetch rows of those and widen them alone.
+
+    Args:
+        model: Changed in place.
+        form: `int8` gives each row a scale; `int4` stores the table of the tokens in blocks of 4 bits.
+        shared: By table, the blocks of 4 bits that a product reads too.
+
+    Raises:
+        ExportError: With `int4`, there is no table of tokens that could be.
+    """
+    done, graph = [], model.graph
+    for table in list(graph.initializers.values()):
         numbers = array(table)
         uses = table.uses()
         if numbers is None or numbers.dtype != np.float32 or numbers.ndim < 2:
@@ -33,14 +78,29 @@ def quantize_tables(model: ir.Model) -> list[str]:
         if not uses or any(use.idx != 0 or use.node.domain != "" for use in uses):
             continue
         kinds = {use.node.op_type for use in uses}
-        if kinds == {"Gather"} and all(attribute(use.node, "axis", 0) == 0 for use in uses):
-            _widen_after(model.graph, table, [use.node for use in uses])
+        nodes = [use.node for use in uses]
+        if kinds == {"Gather"} and all(attribute(node, "axis", 0) == 0 for node in nodes):
+            if form == "int4" and numbers.ndim == 2 and width % 2 == 0 and all(map(reads_tokens, nodes)):
+                blocks = (shared or {}).get(table) or store_blocks(graph, table)
+                read_blocks(nodes, blocks)
+                done.append(_stored(table, 4, blocks.error, (blocks.numbers, blocks.scales)))
+                continue
+            constants = _widen_after(graph, table, nodes)
         elif kinds <= {"Slice", "LayerNormalization", "Unsqueeze"}:
-            _widen_before(model.graph, table)
+            constants = _widen_before(graph, table)
         else:
             continue
-        done.append(str(table.name))
+        rows, scales = (numbers_of(value) for value in constants)
+        done.append(_stored(table, 8, relative_error(numbers, rows * scales), constants))
+    if form == "int4" and not any(table.bits == 4 for table in done):
+        raise no_table_error()
     return done
+
+
+def _stored(table: ir.Value, bits: int, error: float, constants: tuple[ir.Value, ir.Value]) -> Table:
+    numbers = numbers_of(table)
+    int8 = numbers.size + 4 * (numbers.size // numbers.shape[-1])
+    return Table(str(table.name), bits, error, sum(numbers_of(value).nbytes for value in constants), int8)
 
 
 def share_tied(model: ir.Model) -> int:
@@ -76,8 +136,8 @@ def share_tied(model: ir.Model) -> int:
     return changed
 
 
-def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> None:
-    """rows[ids] becomes float(rows8[ids]) * scales[ids]."""
+def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> tuple[ir.Value, ir.Value]:
+    """rows[ids] becomes float(rows8[ids]) * scales[ids]; gives both constants."""
     numbers, scales = quantize_rows(numbers_of(table))
     rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
     for lookup in lookups:
@@ -87,16 +147,18 @@ def _widen_after(graph: ir.Graph, table: ir.Value, lookups: list[ir.Node]) -> No
         wide = node_after(factor, "Cast", small.outputs[:1], to=int(ir.DataType.FLOAT))
         exact = node_after(wide, "Mul", [wide.outputs[0], factor.outputs[0]], lookup.outputs[0])
         take_over(lookup.outputs[0], exact.outputs[0])
+    return rows, factors
 
 
-def _widen_before(graph: ir.Graph, table: ir.Value) -> None:
-    """A table read in order is small: it is int8 in the file and widened once, when the file is loaded."""
+def _widen_before(graph: ir.Graph, table: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """A table read in order is small: int8 in the file, widened once when that is loaded; gives both constants."""
     numbers, scales = quantize_rows(numbers_of(table))
     rows, factors = constant(graph, numbers, f"{table.name}.int8"), constant(graph, scales, f"{table.name}.scale")
     uses = table.uses()
     exact = widened(graph.node(0), rows, factors, table)
     for use in uses:
         use.node.replace_input_with(use.idx, exact)
+    return rows, factors
 
 
 def widened(anchor: ir.Node, numbers: ir.Value, scales: ir.Value, like: ir.Value) -> ir.Value:

@@ -144,6 +144,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     """
     labels, card = list(manifest["labels"]), CARDS[manifest["task"]]
     weights = manifest.get("weights", "int8")
+    stored = f"{weights} with {manifest['embeddings']} embeddings" if manifest.get("embeddings") else weights
     front = [
         "---",
         f"pipeline_tag: {card.pipeline}",
@@ -160,7 +161,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     text = f"""
 # {_plain(manifest["name"])}
 
-A distilled {manifest["task"]} model: {card.files}, {weights}, {megabytes:.1f} MB, for CPUs. {says}.
+A distilled {manifest["task"]} model: {card.files}, {stored}, {megabytes:.1f} MB, for CPUs. {says}.
 
 ## Measured
 
@@ -177,7 +178,7 @@ On the test data, each number measured on the file or model named.
 Feed {_names(inputs)}
 as {card.fed}{_before(manifest)}; read {_names(outputs)}
 as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
-## Check
+{_needs(manifest)}## Check
 
 ```sh
 distill verify PATH/TO/THIS/FOLDER
@@ -211,6 +212,17 @@ def _table(metrics: Mapping[str, Any], weights: str) -> str:
 def _before(manifest: Mapping[str, Any]) -> str:
     """How the words that stand before every text come into those that other clients read."""
     return f" from each text with {json.dumps(manifest['prefix'])} put before it" if manifest.get("prefix") else ""
+
+
+def _needs(manifest: Mapping[str, Any]) -> str:
+    """Paragraphs on what the file asks of a runtime."""
+    said = []
+    if manifest.get("embeddings") == "int4":
+        said.append(
+            "The embeddings are in int4, which ONNX Runtime reads from version 1.23 on, in browsers too. A reduced\n"
+            "build needs its operator `GatherBlockQuantized`."
+        )
+    return "".join(f"{paragraph}\n\n" for paragraph in said)
 
 
 def _percent(value: float | None) -> str:

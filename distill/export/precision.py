@@ -10,18 +10,18 @@ token, fewer bits a weight are what counts.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
+from distill.export.blocks import BLOCK, Bits, pack, round_blocks
 from distill.export.ladder import LadderResult, Measure, Rung, lost
-from distill.export.lookups import quantize_tables, store_half
+from distill.export.lookups import Table, Tables, quantize_tables, store_half
 from distill.export.passes.match import (
     Product,
     array,
@@ -34,8 +34,8 @@ from distill.export.passes.match import (
 from distill.export.passes.shapes import gemm_as_product
 from distill.export.quantize import FUSED, QuantizedGraph, stays_exact
 from distill.export.sizes import Component, components
+from distill.export.token_table import Blocks, as_weight, store_blocks, tied, tied_error
 
-BLOCK = 32
 EXACT = 4  # MatMulNBits' accuracy level at which activations are quantised to int8, which is fastest on CPUs
 
 
@@ -46,14 +46,16 @@ class SmallerGraph:
     Attributes:
         path: Where it is.
         bytes: Its size.
-        weights: Names of the constants that are stored in fewer bits.
+        weights: Names of the constants that are stored in fewer bits, tables left out.
         components: Bytes by part of the model.
+        tables: The embedding tables that are.
     """
 
     path: Path
     bytes: int
     weights: tuple[str, ...]
     components: tuple[Component, ...]
+    tables: tuple[Table, ...] = ()
 
 
 def halve_weights(
@@ -87,9 +89,9 @@ def quantize_weights(
     fp32_path: str | Path,
     path: str | Path,
     *,
-    bits: Literal[4, 8] = 4,
+    bits: Bits = 4,
     block: int = BLOCK,
-    tables: bool = True,
+    tables: Tables = "int8",
     metadata: Mapping[str, str] | None = None,
 ) -> SmallerGraph:
     """Stores weights in blocks of 4 or 8 bits (MatMulNBits), embedding tables in int8 with one scale a row.
@@ -99,57 +101,70 @@ def quantize_weights(
         path: The file to write.
         bits: Bits a weight.
         block: Weights of one column that share a scale: 16, 32, 64, 128 or 256.
-        tables: Whether embedding tables are stored in int8 too.
+        tables: How embedding tables are stored. With `int4` a table that is multiplied with too is in the file once,
+            where weights have 4 bits in blocks of 32 and its width is whole blocks.
         metadata: Strings that are added to, or replace, those of the fp32 file.
 
     Raises:
-        ExportError: Nothing in the file can be quantised.
+        ExportError: Nothing in the file can be quantised, or its table of tokens cannot be in int4.
     """
     model = ir.load(fp32_path)
     gemm_as_product(model)
-    names = []
-    for found in products(model.graph):
-        if not stays_exact(found):
-            _in_blocks(found, bits, block)
-            names.append(str(found.weight.name))
-    if not names:
+    found = [each for each in products(model.graph) if not stays_exact(each)]
+    if not found:
         raise ExportError("no product with weights is in it", where=str(fp32_path), fix="Give the exported fp32 graph.")
-    done = quantize_tables(model) if tables else []
+    shared = _shared(model.graph, found, bits, block) if tables == "int4" else {}
+    for each in found:
+        _in_blocks(each, bits, block, next((blocks for blocks, group in shared.values() if each in group), None))
+    done = []
+    if tables != "fp32":
+        done = quantize_tables(model, tables, shared={table: blocks for table, (blocks, _) in shared.items()})
     RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[FUSED] = 1
-    return _written(model, Path(path), [*names, *done], {"distill.weights": f"int{bits}", **(metadata or {})})
+    said = {"distill.weights": f"int{bits}", **({"distill.embeddings": tables} if tables == "int4" else {})}
+    return _written(model, Path(path), [str(each.weight.name) for each in found], {**said, **(metadata or {})}, done)
 
 
-def pack_blocks(weight: np.ndarray, bits: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+def _shared(
+    graph: ir.Graph, found: list[Product], bits: Bits, block: int
+) -> dict[ir.Value, tuple[Blocks, list[Product]]]:
+    """By table that is multiplied with too, its constants in blocks of 4 bits and the products that read them.
+
+    Raises:
+        ExportError: The product cannot read what the lookup reads.
+    """
+    shared = {}
+    for table, group in tied(graph, found).items():
+        if (bits, block) != (4, BLOCK) or numbers_of(table).shape[1] % BLOCK:
+            raise tied_error(str(table.name))
+        shared[table] = store_blocks(graph, table, half=False), group
+    return shared
+
+
+def pack_blocks(weight: np.ndarray, bits: Bits, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """A weight (in, out) as MatMulNBits has it: symmetric, the zero point in the middle.
 
     Returns:
         uint8 (out, blocks, block * bits / 8), at 4 bits the even number in the low half; fp32 scales (out, blocks).
     """
-    rows, columns = weight.shape
-    padded = np.zeros((columns, -(-rows // block) * block), np.float32)
-    padded[:, :rows] = weight.T
-    blocks = padded.reshape(columns, -1, block)
-    middle = 1 << (bits - 1)
-    scales = np.abs(blocks).max(axis=-1) / (middle - 1)
-    scales = np.where(scales == 0, 1, scales).astype(np.float32)
-    numbers = (np.rint(blocks / scales[..., None]) + middle).astype(np.uint8)
-    return (numbers if bits == 8 else numbers[..., ::2] | numbers[..., 1::2] << 4), scales
+    rounded, scales = round_blocks(weight.T, bits, block)
+    return pack(rounded, bits), scales
 
 
-def _in_blocks(found: Product, bits: int, block: int) -> None:
-    """Puts the block-wise product in the place of an fp32 one; the bias stays behind it."""
-    graph = found.matmul.graph
+def _in_blocks(found: Product, bits: Bits, block: int, shared: Blocks | None) -> None:
+    """Puts the block-wise product in the place of an fp32 one, its constants its own or a table's; the bias stays."""
+    graph, name = found.matmul.graph, found.weight.name
     assert graph is not None
-    weight = numbers_of(found.weight)
-    numbers, scales = pack_blocks(weight, bits, block)
-    inputs: list[ir.Value | None] = [
-        found.x,
-        constant(graph, numbers, f"{found.weight.name}.int{bits}"),
-        constant(graph, scales.reshape(-1), f"{found.weight.name}.scale"),
-    ]
-    shape = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": block}
+    rows, columns = numbers_of(found.weight).shape
+    if shared is not None:
+        constants = as_weight(found.matmul, shared)
+    else:
+        numbers, scales = pack_blocks(numbers_of(found.weight), bits, block)
+        stored = {f"{name}.int{bits}": numbers, f"{name}.scale": scales.reshape(-1)}
+        constants = [constant(graph, value, key) for key, value in stored.items()]
+    shape = {"K": rows, "N": columns, "bits": bits, "block_size": block}
     old = found.matmul.outputs[0]
+    inputs: list[ir.Value | None] = [found.x, *constants]
     node = node_after(found.matmul, "MatMulNBits", inputs, old, domain=FUSED, **shape, accuracy_level=EXACT)
     take_over(old, node.outputs[0])
 
@@ -198,10 +213,12 @@ def store_floats_within(
     return LadderResult(made, reference, (Rung(f"weights in {name}", (), metric, drop, made.bytes),), ())
 
 
-def _written(model: ir.Model, path: Path, names: list[str], metadata: Mapping[str, str]) -> SmallerGraph:
+def _written(
+    model: ir.Model, path: Path, names: Sequence[str], metadata: Mapping[str, str], tables: Sequence[Table] = ()
+) -> SmallerGraph:
     model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
     ir.save(model, beside)
     os.replace(beside, path)
-    return SmallerGraph(path, path.stat().st_size, tuple(names), components(model))
+    return SmallerGraph(path, path.stat().st_size, tuple(names), components(model), tuple(tables))

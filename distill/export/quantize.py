@@ -4,8 +4,9 @@
     report = quantize_int8("model.onnx", "model_quantized.onnx", ranges=observe("model.onnx", texts).ranges("min-max"))
 
 Weights are signed, symmetric, one scale a column of the result; activations unsigned, one scale a tensor, found at each
-call where no range is given. Embedding tables have one scale a row. What stays in fp32: normalisations, softmax,
-activation functions, biases, the last product of a classifier, and whatever `keep` names.
+call where no range is given. Embedding tables have one scale a row, or that of the tokens is in blocks of 4 bits. What
+stays in fp32: normalisations, softmax, activation functions, biases, the last product of a classifier, and whatever
+`keep` names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.errors import ExportError
 from distill.export.calibrate import Range
-from distill.export.lookups import quantize_tables, share_tied, store_half, widened
+from distill.export.lookups import Table, Tables, quantize_tables, share_tied, store_half, widened
 from distill.export.passes.match import (
     Product,
     constant,
@@ -35,6 +36,7 @@ from distill.export.passes.match import (
 )
 from distill.export.passes.shapes import gemm_as_product
 from distill.export.sizes import Component, components
+from distill.export.token_table import refuse_tied
 
 Target = Literal["portable", "arm64", "x86-vnni", "x86-avx2", "wasm"]
 
@@ -60,7 +62,7 @@ class QuantizedGraph:
         target: What it is shaped for.
         products: Names of the weights that are multiplied in int8.
         kept: Names of the weights whose products are left in fp32.
-        tables: Names of the tables stored in int8.
+        tables: The embedding tables that are stored in few bits.
         components: Bytes by part of the model.
     """
 
@@ -69,7 +71,7 @@ class QuantizedGraph:
     target: str
     products: tuple[str, ...]
     kept: tuple[str, ...]
-    tables: tuple[str, ...]
+    tables: tuple[Table, ...]
     components: tuple[Component, ...]
 
 
@@ -79,7 +81,7 @@ class Quantized:
 
     products: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
 
 
 def quantize_dynamic_int8(
@@ -89,7 +91,7 @@ def quantize_dynamic_int8(
     target: Target = "arm64",
     metadata: Mapping[str, str] | None = None,
     keep: Collection[str] = (),
-    tables: bool = True,
+    tables: Tables = "int8",
 ) -> QuantizedGraph:
     """`quantize_int8` with every activation quantised as it comes."""
     return quantize_int8(fp32_path, int8_path, target=target, metadata=metadata, keep=keep, tables=tables)
@@ -102,7 +104,7 @@ def quantize_int8(
     target: Target = "arm64",
     metadata: Mapping[str, str] | None = None,
     keep: Collection[str] = (),
-    tables: bool = True,
+    tables: Tables = "int8",
     ranges: Mapping[str, Range] | None = None,
     means: Mapping[str, np.ndarray] | None = None,
     half: bool = False,
@@ -116,7 +118,7 @@ def quantize_int8(
             without VNNI do not saturate; `portable` also keeps to standard ONNX operators.
         metadata: Strings that are added to, or replace, those of the fp32 file.
         keep: Names of weights (as `QuantizedGraph.products` lists them) whose products stay in fp32.
-        tables: Whether embedding tables are stored in int8 too.
+        tables: How embedding tables are stored; `int4` takes an operator of ONNX Runtime's own.
         ranges: By name of a value that products read, the range it is quantised to; values that are not named are
             quantised as they come.
         means: By name of a value that products read, the means (K,) of its channels; biases then take back what
@@ -125,7 +127,8 @@ def quantize_int8(
             multiplies in fp32. One too large for fp16 stays in fp32.
 
     Raises:
-        ExportError: A name in `keep` is no product of this graph, or nothing in the file can be quantised.
+        ExportError: A name in `keep` is no product of this graph, nothing in the file can be quantised, or its table of
+            tokens cannot be in int4.
     """
     source, path = Path(fp32_path), Path(int8_path)
     model = ir.load(source)
@@ -140,6 +143,8 @@ def quantize_int8(
         )
     model.metadata_props.update(metadata or {})
     model.metadata_props["distill.target"] = target
+    if tables == "int4":
+        model.metadata_props["distill.embeddings"] = tables
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
     ir.save(model, beside)
@@ -151,12 +156,12 @@ def quantize_int8(
 
 def product_names(fp32_path: str | Path) -> list[str]:
     """Names of the weights of an exported graph whose products int8 would run, in order."""
-    return quantize_model(ir.load(fp32_path), tables=False).products
+    return quantize_model(ir.load(fp32_path), tables="fp32").products
 
 
 def exact_names(fp32_path: str | Path) -> list[str]:
     """Names of the weights of an exported graph whose products int8 leaves alone, in order."""
-    return quantize_model(ir.load(fp32_path), tables=False).kept
+    return quantize_model(ir.load(fp32_path), tables="fp32").kept
 
 
 def quantize_model(
@@ -164,7 +169,7 @@ def quantize_model(
     *,
     target: Target = "arm64",
     keep: Collection[str] = (),
-    tables: bool = True,
+    tables: Tables = "int8",
     ranges: Mapping[str, Range] | None = None,
     means: Mapping[str, np.ndarray] | None = None,
     half: bool = False,
@@ -172,6 +177,9 @@ def quantize_model(
     """Quantises products and tables in place; see `quantize_int8`."""
     done, graph = Quantized(), model.graph
     gemm_as_product(model)
+    if tables == "int4":
+        refuse_portable(target)
+        refuse_tied(graph, [found for found in products(graph) if not stays_exact(found)])
     by_input: dict[ir.Value, list[Product]] = defaultdict(list)
     on_load: list[Product] = []
     for found in products(graph):
@@ -194,13 +202,27 @@ def quantize_model(
         if means and name in means:
             group = [_corrected(found, weights, means[name]) for found in group]
         _quantize_products(group, weights, (ranges or {}).get(name), fused=target != "portable", whole=target in WHOLE)
-    if tables:
-        done.tables += quantize_tables(model)
+    if tables != "fp32":
+        done.tables += quantize_tables(model, tables)
         share_tied(model)
     RemoveUnusedNodesPass()(model)
     if target != "portable":
         model.graph.opset_imports[FUSED] = 1
     return done
+
+
+def refuse_portable(target: str) -> None:
+    """Refuses a table in int4 where a file keeps to the operators of standard ONNX.
+
+    Raises:
+        ExportError: It does.
+    """
+    if target == "portable":
+        raise ExportError(
+            "standard ONNX has no operator that looks 4-bit numbers up, and portable files keep to standard operators",
+            where="export.embeddings",
+            fix='Set export.embeddings = "int8", or another export.target.',
+        )
 
 
 def stays_exact(found: Product) -> bool:

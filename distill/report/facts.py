@@ -67,10 +67,11 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     """What distillation added, what int8 cost and what either gained, in plain words; nothing that was not measured."""
     models, metric = by_role(results), results.get("metric", "metric")
     weights = results.get("weights", "int8")
+    stored = f"{weights} with int4 embeddings" if results.get("embeddings") == "int4" else weights
     rows = (results.get("data") or {}).get("test")
     found = [
         _distillation(models, metric),
-        _quantisation(models, metric, weights),
+        _quantisation(models, metric, stored),
         _gain(models.get("teacher-onnx", {}), models.get("student-int8", {}), "the teacher's ONNX file", weights),
         _gain(models.get("student-onnx", {}), models.get("student-int8", {}), "the student in fp32", weights),
         _chance(models, metric, rows),

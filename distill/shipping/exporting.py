@@ -135,13 +135,15 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
             limits |= {"metadata": {**_metadata(run, checkpoint), "distill.weights": export.weights}}
             if export.weights in ("fp16", "fp32"):
                 return Choice("", store_floats_within(source, path, half=export.weights == "fp16", **limits), ())
-            return Choice("", quantize_blocks_within(source, path, bits=int(export.weights[-1]), **limits), ())
+            limits |= {"bits": int(export.weights[-1]), "tables": export.embeddings}
+            return Choice("", quantize_blocks_within(source, path, **limits), ())
     settings: dict[str, Any] = {
         **limits,
         "batches": spread(task, sample, padding, rows=256),
         "target": target_of(run),
         "metadata": _metadata(run, checkpoint),
         "repair": export.repair,
+        "tables": export.embeddings,
         "learn": learner(run) if export.int8_steps and processes.alone() else None,
         "progress": run.progress,
     }
@@ -174,13 +176,28 @@ def learner(run: Run) -> Learn:
 def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Path, path: Path) -> dict[str, Any]:
     """What quantising found out, and how the file answers beside the fp32 one."""
     encoded = run.encode(checkpoint, run.splits.validation)
-    if len(found.rungs) > 1:
+    if not found.rungs[0].drop <= run.recipe.export.max_drop:
         first, last = found.rungs[0], found.rungs[-1]
         line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
         run.progress.say(line + (f" ({', '.join(last.kept[:3])})" if last.kept else ""))
+    for line in _token_table(run, found):
+        run.progress.say(line)
     facts = _check(run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), _step(run), tolerance=math.inf)
-    components = [asdict(component) for component in found.graph.components]
-    return {**facts, "components": components, "ladder": found.as_dict()}
+    components, tables = ([asdict(each) for each in some] for some in (found.graph.components, found.graph.tables))
+    return {**facts, "components": components, "tables": tables, "ladder": found.as_dict()}
+
+
+def _token_table(run: Run, found: LadderResult) -> list[str]:
+    """What became of the table of the tokens where it was to be in int4."""
+    if run.recipe.export.embeddings != "int4":
+        return []
+    lines = [
+        f"{table.name} in int4: {table.bytes / 1e6:.2f} MB in place of {table.int8_bytes / 1e6:.2f} in int8, "
+        f"off by {table.error:.1%} of its numbers"
+        for table in found.graph.tables
+        if table.bits == 4
+    ]
+    return lines or ["embeddings in int4 lose more than export.max_drop: they are stored in int8"]
 
 
 def _step(run: Run) -> str:

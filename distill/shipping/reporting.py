@@ -11,7 +11,7 @@ from distill.files import write_json
 from distill.machine import describe_machine
 from distill.report import write_report
 from distill.run import Run
-from distill.shipping.stage import lengths_of, shipped_file, versions, without_rows
+from distill.shipping.stage import embeddings_of, lengths_of, shipped_file, stored_tables, versions, without_rows
 
 
 def bench(run: Run) -> dict[str, Any]:
@@ -78,6 +78,8 @@ def collect(run: Run) -> dict[str, Any]:
         },
         "metric": run.task.metric,
         "weights": run.recipe.export.weights,
+        "embeddings": embeddings_of(run),
+        "tables": stored_tables(run),
         "models": _model_rows(run, facts),
         "curves": curves,
         "layer_map": facts["train"]["layer_map"],
@@ -105,7 +107,8 @@ BENCHED = ("teacher-onnx", "student-onnx", "student-int8")
 def _model_rows(run: Run, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for role, (name, form) in ROLES.items():
-        form = form.replace("int8", run.recipe.export.weights)
+        shipped = ", ".join(filter(None, (run.recipe.export.weights, embeddings_of(run) and "int4 embeddings")))
+        form = form.replace("int8", shipped)
         if role in facts["bundle"]["models"]:
             rows.append({"role": role, "name": name, "format": form, **without_rows(facts["bundle"]["models"][role])})
     report = facts["bench"]["report"]

@@ -47,3 +47,14 @@ def lengths_of(run: Run) -> list[int]:
 def without_rows(facts: dict[str, Any]) -> dict[str, Any]:
     """Measures of a model without the texts it was measured on."""
     return {key: value for key, value in facts.items() if key != "disagreements"}
+
+
+def stored_tables(run: Run) -> list[dict[str, Any]]:
+    """How the file that ships keeps its embedding tables: name, bits, error and bytes of each."""
+    steps = (run.ledger.facts("export") or {}).get("verification") or [{}]
+    return list(steps[-1].get("tables") or [])
+
+
+def embeddings_of(run: Run) -> str:
+    """`int4` where the file that ships keeps the table of its tokens so, else nothing."""
+    return "int4" if any(table["bits"] == 4 for table in stored_tables(run)) else ""

@@ -29,7 +29,7 @@ from distill.student.shape import (
 )
 from distill.student.vocabulary import trim_embeddings
 
-TABLE_COLUMNS = ("part", "parameters", "int8 bytes")
+TABLE_COLUMNS = ("part", "parameters", "int8 bytes", "with int4 embeddings")
 """What the columns of `Student.rows()` and `Plan.rows()` are."""
 
 
@@ -66,7 +66,7 @@ class Student:
         return self.size.int8_bytes
 
     def rows(self) -> list[list[str]]:
-        """A printable table of three columns: the layer map, then parameters and int8 bytes by component."""
+        """A printable table of `TABLE_COLUMNS`: the layer map, then parameters and bytes by component."""
         return plan_rows(self.layer_map, self.size)
 
 
@@ -80,7 +80,7 @@ class Plan:
     size: Size
 
     def rows(self) -> list[list[str]]:
-        """A printable table of three columns: the layer map, then parameters and int8 bytes by component."""
+        """A printable table of `TABLE_COLUMNS`: the layer map, then parameters and bytes by component."""
         return plan_rows(self.layer_map, self.size)
 
 
@@ -185,7 +185,7 @@ def plan_student(
 def plan_rows(layer_map: LayerMap, size: Size) -> list[list[str]]:
     """The layer map as one row, then the rows of the size table."""
     pairs = ", ".join(f"{student} from {teacher}" for student, teacher in layer_map)
-    return [["layers (student from teacher)", pairs, ""], *size.rows()]
+    return [["layers (student from teacher)", pairs, "", ""], *size.rows()]
 
 
 def override_card(

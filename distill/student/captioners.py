@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -106,6 +107,6 @@ def _size(model: PreTrainedModel) -> Size:
     rows: list[Component] = []
     for name in ("encoder", "decoder"):
         own = measure(model.get_submodule(name))
-        rows += [Component(f"{name} {part.name}", part.parameters, part.int8_bytes) for part in own.components]
+        rows += [replace(part, name=f"{name} {part.name}") for part in own.components]
     bridge = sum(value.numel() for name, value in model.named_parameters() if name.startswith(BRIDGE))
     return Size((*rows, Component("between", bridge, bridge)) if bridge else tuple(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -105,6 +106,6 @@ def _size(model: PreTrainedModel) -> Size:
     for tower in TOWERS.values():
         own = measure(model.get_submodule(tower))
         kind = tower.removesuffix("_model")
-        rows += [Component(f"{kind} {part.name}", part.parameters, part.int8_bytes) for part in own.components]
+        rows += [replace(part, name=f"{kind} {part.name}") for part in own.components]
     joints = sum(value.numel() for name, value in model.named_parameters() if name.split(".")[0] in JOINTS)
     return Size((*rows, Component("projections", joints, 4 * joints)))

@@ -23,24 +23,29 @@ def fp32(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (4, 7)])
-def test_packed_numbers_by_hand(bits, largest):
+def test_packed_numbers_by_hand():
     weight = np.zeros((BLOCK + 1, 1), np.float32)
     weight[:3, 0], weight[BLOCK, 0] = (-1.0, 1.0, 0.6), 3.0
-    numbers, scales = pack_blocks(weight, bits)
-    np.testing.assert_allclose(scales, [[1 / largest, 3 / largest]], rtol=1e-6)
-    assert numbers.shape == (1, 2, BLOCK * bits // 8)
-    middle = largest + 1
-    wanted = [middle - largest, middle + largest, middle + round(0.6 * largest), middle]
-    first = numbers[0, 0].astype(int)
-    found = first[:4] if bits == 8 else [first[0] & 15, first[0] >> 4, first[1] & 15, first[1] >> 4]
-    assert list(found) == wanted
+    numbers, scales = pack_blocks(weight, 8)
+    np.testing.assert_allclose(scales, [[1 / 127, 3 / 127]], rtol=1e-6)
+    assert numbers.shape == (1, 2, BLOCK)
+    assert list(numbers[0, 0, :4]) == [1, 255, 128 + 76, 128]
+
+
+def test_four_bits_lie_low_half_first():
+    """Numbers that 4 bits hold exactly: -8 to 7 times a scale, in pairs."""
+    wanted = np.resize(np.arange(-8, 8), BLOCK)
+    numbers, scales = pack_blocks(wanted[:, None] * np.float32(0.25), 4)
+    assert numbers.shape == (1, 1, BLOCK // 2)
+    low, high = numbers[0, 0] & 15, numbers[0, 0] >> 4
+    found = np.stack([low, high], axis=1).reshape(-1).astype(int) - 8
+    np.testing.assert_allclose(found * scales[0, 0], wanted * 0.25, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.25)])
 def test_answers_and_size(fp32, tmp_path, bits, error):
     made = quantize_weights(fp32, tmp_path / "blocks.onnx", bits=bits, metadata={"distill.task": "causal-lm"})
-    assert len(made.weights) == 11  # four products of each layer and the head, two tables
+    assert (len(made.weights), len(made.tables)) == (9, 2)  # four products of each layer and the head
     assert made.bytes < fp32.stat().st_size * (0.35 if bits == 8 else 0.28)
     exact, blocks = OnnxModel(fp32), OnnxModel(made.path)
     assert blocks.metadata["distill.task"] == "causal-lm"

@@ -102,7 +102,8 @@ def test_products_and_tables_are_int8_and_the_last_product_is_not(
     assert "bert.encoder.layer.0.attention.self.query+key+value.weight.scaled" in made.products
     assert "bert.pooler.dense.weight.product" in made.products
     assert made.kept == ("classifier.weight.product",)
-    assert [name.split(".")[2] for name in made.tables] == ["word_embeddings", "position_embeddings"]
+    assert [table.name.split(".")[2] for table in made.tables] == ["word_embeddings", "position_embeddings"]
+    assert all(table.bits == 8 and table.bytes == table.int8_bytes and table.error < 0.03 for table in made.tables)
     large = {
         name: value.dtype for name, value in values(made.path).items() if value.ndim > 1 and min(value.shape[-2:]) > 3
     }

@@ -458,3 +458,16 @@ def test_print_is_never_dark(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert re.findall(r"@media ([^{]*prefers-color-scheme: dark)", text) == ["screen and (prefers-color-scheme: dark"]
     assert "@media print" in text
+
+
+def test_tables_in_few_bits_are_told_with_what_they_lose_and_save(tmp_path: Path) -> None:
+    table = {"name": "words.weight", "bits": 4, "error": 0.0814, "bytes": 6_592_752, "int8_bytes": 11_842_536}
+    results = {**RESULTS, "models": copy.deepcopy(RESULTS["models"]), "embeddings": "int4", "tables": [table]}
+    results["models"].insert(3, model("student-onnx", "Student", "ONNX fp32", 0.908, 77e6))
+    markdown, page = written(results, tmp_path)
+    assert "| words.weight | 4 | 8.1% | 6.6 | 11.8 |" in markdown
+    assert "words.weight 4 8.1% 6.6 11.8" in page.text
+    for text in (markdown, page.text):
+        assert "int8 with int4 embeddings costs" in text
+    markdown, page = written(RESULTS, tmp_path)
+    assert "Embedding tables" not in markdown + page.text

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
@@ -324,8 +325,18 @@ def test_a_plan_is_what_gets_built():
 def test_rows_add_up_and_show_the_layer_map():
     rows = build_student(tiny("bert"), card()).rows()
     assert rows[0][1] == "1 from 1, 2 from 4"
-    numbers = [int(row[2].replace(",", "")) for row in rows[1:]]
-    assert sum(numbers[:-1]) == numbers[-1]
+    for column in (1, 2, 3):
+        numbers = [int(row[column].replace(",", "")) for row in rows[1:]]
+        assert sum(numbers[:-1]) == numbers[-1]
+
+
+def test_int4_saves_what_the_table_of_the_tokens_weighs_less_and_nothing_where_it_is_tied():
+    config = AutoConfig.for_model("bert", **SHAPE | {"vocab_size": 99, "hidden_size": 48})
+    size = measure(AutoModelForSequenceClassification.from_config(config))
+    assert size.int8_bytes - size.int4_bytes == 99 * ((48 + 4) - (24 + 2 * 2))
+    assert [part.saved > 0 for part in size.components] == [True, False, False, False]
+    tied = measure(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **GPT2 | {"vocab_size": 99})))
+    assert tied.int4_bytes == tied.int8_bytes
 
 
 def test_a_family_without_a_classifier_is_refused():
@@ -349,6 +360,8 @@ def test_the_real_int8_file_weighs_what_was_expected(minilm_folder, tmp_path):
     export_graph(student.model.eval(), spec, tmp_path / "model.onnx")
     report = quantize_dynamic_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     assert student.int8_bytes == pytest.approx((tmp_path / "int8.onnx").stat().st_size, rel=0.02)
+    small = quantize_dynamic_int8(tmp_path / "model.onnx", tmp_path / "int4.onnx", tables="int4")
+    assert student.size.int4_bytes == pytest.approx(small.bytes, rel=0.02)
     assert report.bytes == (tmp_path / "int8.onnx").stat().st_size
 
 

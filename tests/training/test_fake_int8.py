@@ -91,7 +91,7 @@ def test_positions_are_rounded_as_words_are(target: Any, tmp_path: Path) -> None
     made = quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", target=target)
     exact = logits(model, batch).detach().numpy()
     rounded_ones = compute_in_int8(model, largest=LARGEST[target], exact=exact_names(tmp_path / "model.onnx"))
-    tables = {name.split(".weight")[0] + ".weight" for name in made.tables}  # passes put more words behind a name
+    tables = {table.name.split(".weight")[0] + ".weight" for table in made.tables}  # passes put words behind a name
     assert {name for name in rounded_ones if "embeddings" in name} == tables
     ours = logits(model, batch).detach().numpy()
     theirs = OnnxModel(tmp_path / "int8.onnx").predict(batch)["logits"]
