@@ -15,6 +15,7 @@ from distill.export.modelcard import model_card
 from distill.export.ort_format import write_ort
 from distill.export.pieces import bytes_of, files_of, renamed
 from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
+from distill.export.sessions import Sums, sums_of
 from distill.files import read_json, replace_folder, sha256_file, write_json, write_text
 from distill.heads import HEADS, Text
 from distill.heads.images import CONFIG
@@ -113,7 +114,9 @@ def _fill(folder: Path, contents: Contents) -> None:
     lines = [json.dumps(line, ensure_ascii=False) for line in golden_vectors(bundle, contents.golden_texts)]
     write_text(folder / "golden.jsonl", "\n".join(lines) + "\n")
     manifest = _manifest(folder, contents, bundle.model.metadata.get("distill.embeddings", ""))
-    write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs))
+    found = {sums_of(file, bundle.model.metadata) for file in files_of(folder / QUANTIZED)}
+    sums: Sums = "inexact" if "inexact" in found else "on request" if "on request" in found else "exact"
+    write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs, sums))
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from distill.export.sessions import PRECISE
+
 WORDS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
 """Inputs of the graph to variables of the code."""
 
@@ -26,6 +28,7 @@ class Facts:
         pairs: It was taught with two texts.
         code: Python that asks it, where its answer is not one label.
         pipeline: The name of its pipeline in transformers.js.
+        precise: Its int8 weights go to -127 and 127, so that x86 without VNNI needs the session option `PRECISE`.
     """
 
     labels: Sequence[str]
@@ -34,6 +37,7 @@ class Facts:
     pairs: bool
     code: str | None = None
     pipeline: str = "text-classification"
+    precise: bool = False
 
 
 def python(facts: Facts) -> str:
@@ -51,25 +55,26 @@ bundle = Bundle.load("PATH/TO/THIS/FOLDER")
 def javascript(facts: Facts) -> str:
     """For Node and browsers: transformers.js, whose pipeline takes single texts alone."""
     if facts.pipeline == "zero-shot-image-classification":
-        return _javascript_towers()
+        return _javascript_towers(facts)
     if facts.pipeline == "image-to-text":
         facts = replace(facts, pairs=False)  # a caption may be given, and need not
     start = """
 env.allowRemoteModels = false;
 env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
 """
+    start, settings = start + _javascript_options(facts), _javascript_settings(facts)
     if not facts.pairs:
         verb = "describe" if facts.pipeline == "image-to-text" else "classify"
         given = "an-image.png" if facts.pipeline.startswith("image-") else "a text"
         return f"""
 import {{ env, pipeline }} from "@huggingface/transformers";
-{start}const {verb} = await pipeline("{facts.pipeline}", "THIS-FOLDER", {{ dtype: "q8" }});
+{start}const {verb} = await pipeline("{facts.pipeline}", "THIS-FOLDER", {settings});
 console.log(await {verb}("{given}"));
 """
     return f"""
 import {{ AutoModelForSequenceClassification, AutoTokenizer, env, softmax }} from "@huggingface/transformers";
 {start}const tokenizer = await AutoTokenizer.from_pretrained("THIS-FOLDER");
-const model = await AutoModelForSequenceClassification.from_pretrained("THIS-FOLDER", {{ dtype: "q8" }});
+const model = await AutoModelForSequenceClassification.from_pretrained("THIS-FOLDER", {settings});
 const {{ logits }} = await model(tokenizer("a text", {{ text_pair: "a second text", truncation: true }}));
 const scores = softmax(logits.tolist()[0]);
 const best = scores.indexOf(Math.max(...scores));
@@ -77,24 +82,36 @@ console.log({{ label: model.config.id2label[best], score: scores[best] }});
 """
 
 
-def _javascript_towers() -> str:
+def _javascript_towers(facts: Facts) -> str:
     """Two encoders are loaded by themselves: an app that searches needs one of them at a time."""
-    return """
-import {
+    settings = _javascript_settings(facts)
+    return f"""
+import {{
   AutoProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, RawImage, env,
-} from "@huggingface/transformers";
+}} from "@huggingface/transformers";
 
 env.allowRemoteModels = false;
 env.localModelPath = "PATH/TO/THE/PARENT/OF/THIS/FOLDER";
-const tokenizer = await AutoTokenizer.from_pretrained("THIS-FOLDER");
+{_javascript_options(facts)}const tokenizer = await AutoTokenizer.from_pretrained("THIS-FOLDER");
 const processor = await AutoProcessor.from_pretrained("THIS-FOLDER");
-const texts = await CLIPTextModelWithProjection.from_pretrained("THIS-FOLDER", { dtype: "q8" });
-const images = await CLIPVisionModelWithProjection.from_pretrained("THIS-FOLDER", { dtype: "q8" });
-const { text_embeds } = await texts(tokenizer("a text", { padding: true, truncation: true }));
-const { image_embeds } = await images(await processor(await RawImage.read("an-image.png")));
+const texts = await CLIPTextModelWithProjection.from_pretrained("THIS-FOLDER", {settings});
+const images = await CLIPVisionModelWithProjection.from_pretrained("THIS-FOLDER", {settings});
+const {{ text_embeds }} = await texts(tokenizer("a text", {{ padding: true, truncation: true }}));
+const {{ image_embeds }} = await images(await processor(await RawImage.read("an-image.png")));
 const [text, image] = [text_embeds.tolist()[0], image_embeds.tolist()[0]];
-console.log({ similarity: text.reduce((sum, value, place) => sum + value * image[place], 0) });
+console.log({{ similarity: text.reduce((sum, value, place) => sum + value * image[place], 0) }});
 """
+
+
+def _javascript_options(facts: Facts) -> str:
+    """The line before a model is loaded."""
+    section, key = PRECISE.split(".")
+    said = f'{{ extra: {{ {section}: {{ {key}: "1" }} }} }}'
+    return f"const session_options = {said}; // exact int8 sums on x86 without VNNI\n" if facts.precise else ""
+
+
+def _javascript_settings(facts: Facts) -> str:
+    return '{ dtype: "q8", session_options }' if facts.precise else '{ dtype: "q8" }'
 
 
 def kotlin(facts: Facts) -> str:
@@ -102,6 +119,13 @@ def kotlin(facts: Facts) -> str:
     sources = {"input_ids": "ids", "attention_mask": "attentionMask", "token_type_ids": "typeIds"}
     fed = "".join(f'\n            "{name}" to tokens.{sources[name]},' for name in facts.inputs)
     second = ", second: String" if facts.pairs else ""
+    threads = "setIntraOpNumThreads(1)"
+    options = f"{{ {threads} }}"
+    if facts.precise:
+        options = f"""{{
+            {threads}
+            addConfigEntry("{PRECISE}", "1") // exact int8 sums on x86 without VNNI
+        }}"""
     return f"""
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer
 import ai.onnxruntime.OnnxTensor
@@ -115,7 +139,7 @@ class Classifier(folder: Path) : AutoCloseable {{
     private val environment = OrtEnvironment.getEnvironment()
     private val session = environment.createSession(
         folder.resolve("onnx/model_quantized.onnx").toString(),
-        OrtSession.SessionOptions().apply {{ setIntraOpNumThreads(1) }},
+        OrtSession.SessionOptions().apply {options},
     )
     private val tokenizer = HuggingFaceTokenizer.builder()
         .optTokenizerPath(folder).optMaxLength({facts.max_length}).optTruncation(true).optPadding(false).build()
@@ -146,6 +170,8 @@ def swift(facts: Facts) -> str:
     """For iOS and macOS: ONNX Runtime's Swift package, swift-transformers' tokenizers (single texts alone)."""
     sources = {"input_ids": "ids", "attention_mask": "ids.map { _ in 1 }", "token_type_ids": "ids.map { _ in 0 }"}
     fed = "".join(f'\n            "{name}": try tensor({sources[name]}),' for name in facts.inputs)
+    precise = f"""
+        try options.addConfigEntry(withKey: "{PRECISE}", value: "1") // exact int8 sums on x86 without VNNI"""
     return f"""
 import Foundation
 import OnnxRuntimeBindings
@@ -160,7 +186,7 @@ final class Classifier {{
     init(folder: URL) async throws {{
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
-        try options.setIntraOpNumThreads(1)
+        try options.setIntraOpNumThreads(1){precise if facts.precise else ""}
         let file = folder.appendingPathComponent("onnx/model_quantized.onnx").path
         session = try ORTSession(env: environment, modelPath: file, sessionOptions: options)
         tokenizer = try await AutoTokenizer.from(modelFolder: folder)
@@ -194,6 +220,8 @@ def cpp(facts: Facts) -> str:
     fed = ", ".join(f"Tensor({WORDS[name]})" for name in facts.inputs)
     labels = ",\n    ".join(_cpp_string(label) for label in facts.labels)
     types = ", std::vector<int64_t> types" if facts.pairs and "token_type_ids" in facts.inputs else ""
+    precise = f"""
+    options.AddConfigEntry("{PRECISE}", "1");  // exact int8 sums on x86 without VNNI"""
     zeros = ", types(ids.size(), 0)" if "token_type_ids" in facts.inputs and not types else ""
     return f"""
 #include <onnxruntime_cxx_api.h>
@@ -225,7 +253,7 @@ class Classifier {{
  private:
   static Ort::SessionOptions Options() {{
     Ort::SessionOptions options;
-    options.SetIntraOpNumThreads(1);
+    options.SetIntraOpNumThreads(1);{precise if facts.precise else ""}
     return options;
   }}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.export.clients import CLIENTS, Facts, as_json, usage
+from distill.export.sessions import PRECISE, Sums
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,14 @@ ROLES = {
 }
 
 
-def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequence[str]) -> str:
+def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequence[str], sums: Sums = "exact") -> str:
     """Markdown with the hub's front matter.
 
     Args:
         manifest: The bundle's, without its files.
         inputs: Names that the int8 graph is fed.
         outputs: Names that it returns.
+        sums: What its int8 products are on x86 without VNNI: see `distill.export.sessions.sums_of`.
     """
     labels, card = list(manifest["labels"]), CARDS[manifest["task"]]
     weights = manifest.get("weights", "int8")
@@ -154,7 +156,8 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     ]
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
-    facts = Facts(labels, manifest["max_length"], inputs, bool(manifest.get("pairs")), card.code, card.pipeline)
+    pairs, precise = bool(manifest.get("pairs")), sums == "on request"
+    facts = Facts(labels, manifest["max_length"], inputs, pairs, card.code, card.pipeline, precise)
     columns = f"Its columns:\n\n```json\n{as_json(labels)}\n```\n" if labels else ""
     answer = card.answer.format(count=len(labels), labels=shown)
     says = f"{card.reads.format(most=manifest['max_length'])} and {answer}"
@@ -178,7 +181,7 @@ On the test data, each number measured on the file or model named.
 Feed {_names(inputs)}
 as {card.fed}{_before(manifest)}; read {_names(outputs)}
 as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
-{_needs(manifest)}## Check
+{_needs(manifest, sums)}## Check
 
 ```sh
 distill verify PATH/TO/THIS/FOLDER
@@ -214,9 +217,19 @@ def _before(manifest: Mapping[str, Any]) -> str:
     return f" from each text with {json.dumps(manifest['prefix'])} put before it" if manifest.get("prefix") else ""
 
 
-def _needs(manifest: Mapping[str, Any]) -> str:
-    """Paragraphs on what the file asks of a runtime."""
+def _needs(manifest: Mapping[str, Any], sums: Sums) -> str:
+    """Paragraphs on what the file asks of a runtime and of a processor."""
     said = []
+    if sums == "on request":
+        said.append(
+            f'On x86 processors without VNNI set the session option `{PRECISE}` to "1", as distill and the code above\n'
+            "do: products of bytes overflow there otherwise, and answers are others. All other processors ignore it."
+        )
+    if sums == "inexact":
+        said.append(
+            "On x86 processors without VNNI products of bytes overflow, and answers are others: layers share their\n"
+            'weights, for which ONNX Runtime has no remedy. Export it with `target = "x86-avx2"` for those.'
+        )
     if manifest.get("embeddings") == "int4":
         said.append(
             "The embeddings are in int4, which ONNX Runtime reads from version 1.23 on, in browsers too. A reduced\n"

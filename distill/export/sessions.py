@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import onnxruntime
 
@@ -18,6 +19,32 @@ not fit; with the switch weights become u8 on loading and sums are exact. Proces
 
 SHARED = "Attempt to replace the existing tensor"
 """What it says where the switch meets weights that several products share."""
+
+
+Sums = Literal["exact", "on request", "inexact"]
+"""What a file's products of bytes are on x86 without VNNI: right in any case, with `PRECISE`, or not at all."""
+MULTIPLY = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+
+
+def sums_of(path: Path, metadata: Mapping[str, str]) -> Sums:
+    """What other programs have to know of a file that they open on x86 without VNNI.
+
+    Args:
+        path: An ONNX file.
+        metadata: Its own, or that of the file beside it that speaks for both.
+    """
+    import onnx_ir as ir  # of the train extra, which whoever writes a bundle has
+
+    graphs = [ir.load(path).graph] if metadata.get("distill.target") in WIDE else []
+    weights = [
+        node.inputs[1]
+        for graph in graphs
+        for node in ir.traversal.RecursiveGraphIterator(graph)
+        if node.op_type in MULTIPLY
+    ]
+    if not weights:
+        return "exact"
+    return "inexact" if len(set(weights)) < len(weights) else "on request"
 
 
 def open_session(

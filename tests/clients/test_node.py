@@ -312,6 +312,28 @@ def test_the_javascript_of_the_readme_runs(shared_bundle: Any, clients: Path, tm
     assert f"label: '{Bundle.load(folder)(shared_bundle.texts[0]).label}'" in said
 
 
+def test_wide_weights_and_tokens_in_int4_are_read_alike(
+    make_bundle: Callable[..., Any], tmp_path: Path, clients: Path
+) -> None:
+    """The README's lines with the option for exact sums, and the same file in WebAssembly, whose kernels are others."""
+    bundle = make_bundle(tmp_path / "small", target="arm64", tables="int4")
+    ours, texts = Bundle.load(bundle.folder), bundle.texts[:12]
+    assert ours.model.metadata["distill.embeddings"] == "int4"
+    block = re.search(r"```javascript\n(.*?)```", (bundle.folder / "README.md").read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    assert "x64quantprecision" in block[1]
+    said, mine = app(block[1].replace("a text", texts[0]), bundle.folder, clients, tmp_path), ours(texts[0])
+    assert f"label: '{mine.label}'" in said
+    assert float(said.partition("score: ")[2].split()[0]) == pytest.approx(mine.probability, abs=TOLERANCE)
+    lines = "".join(json.dumps(row["input_ids"]) + "\n" for row in ours.encode(texts))
+    command, environment = ["node", HERE / "web.mjs", bundle.folder], {**os.environ, "CLIENTS": str(clients)}
+    done = subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for text, line in zip(texts, done.stdout.splitlines(), strict=True):
+        wanted = list(ours(text).probabilities.values())
+        np.testing.assert_allclose(json.loads(line), wanted, atol=TOLERANCE)
+
+
 def test_the_javascript_of_a_bundle_for_pairs_runs(
     make_bundle: Callable[..., Any], tmp_path: Path, clients: Path
 ) -> None:

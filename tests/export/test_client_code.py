@@ -6,13 +6,21 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill.export.clients import CLIENTS, Facts, usage
+from distill.export.graph import write
+from distill.export.modelcard import model_card
+from distill.export.passes import apply_passes
+from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import Bundle
+from distill.export.sessions import PRECISE, sums_of
+from distill.export.single_file import metadata_of
 
 DECLARATIONS = Path(__file__).resolve().parent.parent / "clients" / "cpp"
 ODD = [
@@ -26,7 +34,7 @@ ODD = [
 ]
 FACTS = Facts(ODD, 48, ("input_ids", "attention_mask", "token_type_ids"), pairs=False)
 NO_TYPES = replace(FACTS, inputs=("input_ids", "attention_mask"))
-EVERY = [FACTS, NO_TYPES, replace(FACTS, pairs=True), replace(NO_TYPES, pairs=True)]
+EVERY = [FACTS, NO_TYPES, replace(FACTS, pairs=True), replace(NO_TYPES, pairs=True, precise=True)]
 NAMES = {"input_ids", "attention_mask", "token_type_ids", "probabilities"}
 
 
@@ -87,3 +95,51 @@ def test_pairs_are_asked_as_pairs() -> None:
     assert "fun probabilities(text: String, second: String)" in code_of(markdown, "kotlin")
     assert "std::vector<int64_t> ids, std::vector<int64_t> types)" in code_of(markdown, "cpp")
     assert json.dumps("a second text") not in usage(FACTS)
+
+
+@pytest.mark.parametrize("fence", ["javascript", "kotlin", "swift", "cpp"])
+@pytest.mark.parametrize("facts", [*EVERY, replace(FACTS, pipeline="zero-shot-image-classification")])
+def test_exact_sums_are_asked_for_where_weights_are_wide(fence: str, facts: Facts) -> None:
+    """Without the option an x86 processor without VNNI gives other answers, and nobody is told."""
+    for precise in (False, True):
+        code = code_of(usage(replace(facts, precise=precise)), fence)
+        assert code.count("x64quantprecision") == precise
+    assert code.count(PRECISE) == (fence != "javascript")
+    assert code.count("session_options }") == (fence == "javascript") * (1 + facts.pipeline.startswith("zero"))
+
+
+@pytest.mark.parametrize(
+    "family, target, sums",
+    [
+        ("bert", "arm64", "on request"),
+        ("bert", "wasm", "on request"),
+        ("bert", "x86-avx2", "exact"),
+        ("bert", "portable", "exact"),
+        ("albert", "arm64", "inexact"),
+        ("albert", "x86-avx2", "exact"),
+    ],
+)
+def test_what_sums_are_is_read_off_the_file(
+    family: str, target: Any, sums: str, tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    graph = tiny(family).graph
+    source = write(graph, tmp_path / "fp32.onnx", {}, apply_passes(graph)).path
+    assert sums_of(source, {"distill.target": target}) == "exact"  # nothing in it is int8
+    made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
+    assert sums_of(made.path, metadata_of(made.path)) == sums
+
+
+def test_the_readme_says_what_other_programs_have_to_set() -> None:
+    manifest = {"name": "n", "task": "text-classification", "labels": ["a"], "max_length": 48, "metrics": {}}
+    manifest |= {"onnx_bytes": {"int8": 1}, "embeddings": "int4"}
+    names = (["input_ids", "attention_mask"], ["logits", "probabilities"])
+    wide, exact, shared = (model_card(manifest, *names, sums) for sums in ("on request", "exact", "inexact"))
+    assert f'VNNI set the session option `{PRECISE}` to "1"' in wide
+    assert PRECISE not in exact
+    assert "VNNI" not in exact
+    assert 'Export it with `target = "x86-avx2"`' in shared
+    assert PRECISE not in shared
+    for card in (wide, exact, shared):
+        assert "from version 1.23 on" in card
+        assert "\n\n## Check\n" in card
+    assert "1.23 on" not in model_card({**manifest, "embeddings": ""}, *names)

@@ -19,6 +19,7 @@ struct SessionOptions {
   SessionOptions() = default;
   SessionOptions(SessionOptions&&) = default;
   SessionOptions& SetIntraOpNumThreads(int) { return *this; }
+  SessionOptions& AddConfigEntry(const char*, const char*) { return *this; }
 };
 struct RunOptions {
   explicit RunOptions(std::nullptr_t) {}
