@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -101,6 +101,7 @@ def fastest(
     relative: bool = False,
     repair: bool = True,
     tables: FewBits = "int8",
+    ships: Callable[[Path], Path] | None = None,
 ) -> Choice:
     """Writes the int8 file that answers fastest on this machine, of those that lose no more than `max_drop` points.
 
@@ -119,6 +120,8 @@ def fastest(
         repair: See `quantize_within`; without it nothing is calibrated either.
         tables: How embedding tables are stored. With `int4`, candidates have that of the tokens in int4, and are made
             again in int8 only where none of them is good enough and repairs are allowed.
+        ships: Writes what a candidate ships as, where that is not the file itself (an encoder and a decoder, two
+            towers), and says where: that is timed.
 
     Raises:
         ExportError: No candidate is good enough, and the ladder repairs none.
@@ -141,7 +144,7 @@ def fastest(
                     drop = lost(reference, metric, relative)
                     made.append((Tried(graph, str(form), metric, drop, file.bytes, drop <= max_drop, {}), file))
                     stage.advance()
-        made = _timed(made, lengths, progress)
+        made = _timed(made, lengths, progress, ships)
         best = min((each for each in made if each[0].good), key=_time, default=None)
         if best is not None:
             os.replace(best[1].path, path)
@@ -162,10 +165,13 @@ def _make(source: Path, path: Path, form: Form, seen: Observed, settings: Mappin
 
 
 def _timed(
-    made: list[tuple[Tried, QuantizedGraph]], lengths: Sequence[int], progress: Progress
+    made: list[tuple[Tried, QuantizedGraph]],
+    lengths: Sequence[int],
+    progress: Progress,
+    ships: Callable[[Path], Path] | None,
 ) -> list[tuple[Tried, QuantizedGraph]]:
     """Medians by length for those that are good enough, measured in turns."""
-    good = [file.path for tried, file in made if tried.good]
+    good = [ships(file.path) if ships else file.path for tried, file in made if tried.good]
     if not good:
         return made
     report = bench(good, lengths=lengths, runs=RUNS, loads=1, progress=progress)

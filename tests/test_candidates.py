@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, CLIPModel, MarianConfig, MarianMTModel
 
 from distill.candidates import fastest, machine_target
 from distill.errors import ExportError
+from distill.export.dual import part
+from distill.export.encoder_decoder import cut
 from distill.export.graph import export_graph
 from distill.export.passes import DEFAULT, FUSED
-from distill.export.runtime import OnnxModel
+from distill.export.pieces import pieces, towers
+from distill.export.runtime import OnnxModel, open_graph
+from distill.shipping.exporting import cutter
+from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification
 
 
@@ -120,3 +126,49 @@ def test_candidates_have_their_tokens_in_int4_where_that_is_asked(
     assert "distill.embeddings" not in OnnxModel(tmp_path / "int8.onnx").metadata
     with pytest.raises(ExportError, match=r"plain int8 with embeddings in int4 loses 10\.00 points"):
         choose(sources, tmp_path / "none.onnx", only_int8, batches, tables="int4", repair=False)
+
+
+def test_an_encoder_and_its_decoder_are_timed_as_they_ship(tmp_path: Path) -> None:
+    """The one graph that both are cut from takes a decoder's ids and past, which nobody could feed it."""
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32}
+    ids = {"vocab_size": 50, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3, "decoder_start_token_id": 0}
+    model = MarianMTModel(MarianConfig(**sizes, **ids, forced_eos_token_id=None)).eval()
+    spec = TASKS["seq2seq"].exported(model, ["input_ids", "attention_mask"])
+    sources = {
+        name: export_graph(model, spec, tmp_path / f"{name}.onnx", passes=passes).path
+        for name, passes in (("separate", DEFAULT), ("fused", FUSED))
+    }
+    read = np.random.default_rng(0).integers(4, 50, (3, 9))
+    batch = {"input_ids": read, "attention_mask": np.ones_like(read), "decoder_input_ids": read[:, :4]}
+    choice = choose(
+        sources, tmp_path / "int8.onnx", lambda path: 1.0, [batch], ships=cutter(TASKS["seq2seq"]), repair=False
+    )
+    assert [set(each.latency_ms) for each in choice.tried] == [{4, 8}] * 2
+    assert "decoder_input_ids" in OnnxModel(tmp_path / "int8.onnx").inputs  # what is kept is cut by the stage itself
+    cut(tmp_path / "int8.onnx", *pieces(tmp_path / "cut" / "int8.onnx"))
+    answers = open_graph(tmp_path / "cut" / "int8.onnx").predict(batch)["logits"]
+    exact = OnnxModel(sources["separate"]).predict(batch)["logits"]
+    assert np.abs(answers - exact).max() < 0.2 * np.ptp(exact)
+
+
+def test_two_towers_are_timed_as_they_ship(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    model = CLIPModel.from_pretrained(make_clip(["a red one", "blue two"], width=32, layers=1)).eval()
+    task, side = TASKS["image-text"], model.config.vision_config.image_size
+    sources = {
+        name: export_graph(model, task.exported(model, []), tmp_path / f"{name}.onnx", passes=passes).path
+        for name, passes in (("separate", DEFAULT), ("fused", FUSED))
+    }
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, model.config.text_config.vocab_size - 2, (2, 6))
+    ids[:, -1] = model.config.text_config.vocab_size - 1
+    pixels = rng.standard_normal((2, 3, side, side)).astype(np.float32)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": pixels}
+    choice = choose(sources, tmp_path / "int8.onnx", lambda path: 1.0, [batch], ships=cutter(task))
+    assert [set(each.latency_ms) for each in choice.tried] == [{4, 8}] * 6
+    part(tmp_path / "int8.onnx", *towers(tmp_path / "cut" / "int8.onnx"))
+    answers = open_graph(tmp_path / "cut" / "int8.onnx").predict(batch)
+    exact = OnnxModel(sources["fused"]).predict(batch)
+    for name in ("text_embeds", "image_embeds"):
+        assert np.abs(answers[name] - exact[name]).max() < 0.2

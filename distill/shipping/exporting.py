@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,25 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
     graphs = {"separate heads": source.with_name("separate.onnx"), "fused attention": source.with_name("fused.onnx")}
     for name, passes in (("separate heads", DEFAULT), ("fused attention", FUSED)):
         _export(run, checkpoint, graphs[name], f"export of the student, {name}", passes)
-    choice = fastest(graphs, path, lengths=lengths_of(run), **settings)
+    choice = fastest(graphs, path, lengths=lengths_of(run), ships=cutter(task), **settings)
     os.replace(graphs.pop(choice.graph), source)
     for left in graphs.values():
         left.unlink()
     return choice
+
+
+def cutter(task: Task) -> Callable[[Path], Path] | None:
+    """Writes the two files of a graph beside it, and says where; None for a task whose graph is one file."""
+    if not task.cut:
+        return None
+    write, names = CUTS[task.cut]
+
+    def cut_beside(path: Path) -> Path:
+        beside = path.parent / "cut" / path.name
+        write(path, *names(beside))
+        return beside
+
+    return cut_beside
 
 
 def learner(run: Run) -> Learn:
