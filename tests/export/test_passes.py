@@ -26,7 +26,7 @@ from distill.export.passes.residual import residual_as_sum
 from distill.export.passes.shapes import constant_shapes, gemm_as_product
 from distill.export.passes.weights import share_equal_weights, weights_transposed
 
-FAMILIES = ("bert", "roberta", "mpnet", "deberta-v2", "modernbert", "albert")
+FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2", "modernbert", "albert")
 EVERY = (*DEFAULT, Pass("fused attention", fused_attention), Pass("gemm as product", gemm_as_product))
 
 
