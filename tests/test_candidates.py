@@ -165,8 +165,8 @@ def test_two_towers_are_timed_as_they_ship(make_clip: Callable[..., Path], tmp_p
     ids[:, -1] = model.config.text_config.vocab_size - 1
     pixels = rng.standard_normal((2, 3, side, side)).astype(np.float32)
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "pixel_values": pixels}
-    choice = choose(sources, tmp_path / "int8.onnx", lambda path: 1.0, [batch], ships=cutter(task))
-    assert [set(each.latency_ms) for each in choice.tried] == [{4, 8}] * 6
+    choice = choose(sources, tmp_path / "int8.onnx", lambda path: 1.0, [batch], ships=cutter(task), repair=False)
+    assert [set(each.latency_ms) for each in choice.tried] == [{4, 8}] * 2
     part(tmp_path / "int8.onnx", *towers(tmp_path / "cut" / "int8.onnx"))
     answers = open_graph(tmp_path / "cut" / "int8.onnx").predict(batch)
     exact = OnnxModel(sources["fused"]).predict(batch)

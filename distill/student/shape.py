@@ -231,7 +231,7 @@ def measure(model: PreTrainedModel) -> Size:
         exact = parameter.shape[0] <= (_FEW_ROWS if id(parameter) in tables else 0) or name == f"{last}.weight"
         sums[part][0] += parameter.numel()
         sums[part][1] += _int8_bytes(parameter, exact=exact)
-        if parameter is tokens and not exact:
+        if tokens is not None and parameter is tokens and not exact:
             sums[part][2] += _int8_bytes(parameter, exact=False) - parameter.shape[0] * int4_row(parameter.shape[1])
     sums["graph"] = [0, _GRAPH_BYTES * depth(model.config), 0]
     return Size(tuple(Component(name, *counts) for name, counts in sums.items()))
