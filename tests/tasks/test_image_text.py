@@ -229,7 +229,7 @@ def test_transformers_reads_the_student_and_says_what_the_files_say(finished, di
     found = CliRunner().invoke(app, ["predict", str(result.bundle), *paths, *texts, *full])
     vectors = np.array([json.loads(line)["vector"] for line in found.output.splitlines()])
     np.testing.assert_allclose(vectors, torch.cat([said.image_embeds, said.text_embeds]), atol=1e-5)
-    logits = float(model.logit_scale.exp()) * vectors[: len(images)] @ vectors[len(images) :].T
+    logits = float(model.logit_scale.detach().exp()) * vectors[: len(images)] @ vectors[len(images) :].T
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     ask = pipeline("zero-shot-image-classification", student)
     for answers, chances in zip(ask(shown, candidate_labels=texts, hypothesis_template="{}"), expected, strict=True):

@@ -101,7 +101,7 @@ def test_what_is_learnt_does_not_depend_on_the_unit(taught, tmp_path):
         other = in_unit(teacher, scale, middle) if taught else None
         own = in_unit(plain, scale, middle)
         found, same = trained(tmp_path / str(number), own, make_rows(scale, middle), other)
-        np.testing.assert_allclose((found - middle) / scale, expected, atol=0.05)  # the worst in fp32: -300
+        np.testing.assert_allclose((found - middle) / scale, expected, atol=0.05)
         assert same == pytest.approx(reached, abs=0.02)
 
 
