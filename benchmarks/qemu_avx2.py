@@ -1,8 +1,9 @@
 """Does the `x86-avx2` file answer alike on a processor without VNNI? 500 real sentences on an emulated Haswell.
 
     apt-get install qemu-user-static
-    python benchmarks/qemu_avx2.py runs/demo/run/work/onnx/student.onnx BUNDLE/tokenizer.json sentences.csv
+    python benchmarks/qemu_avx2.py RUN/work/onnx/student.onnx RUN/bundle/tokenizer.json sentences.csv
 
+RUN is a run with `export.target = "x86-avx2"`, whose graph has the passes that such files ship with.
 Without VNNI, two products of uint8 and int8 are added in 16 bits, which overflows unless weights keep to 7 bits. The
 file for `x86-vnni` is asked too: how far it goes astray is what the other one is for.
 """
