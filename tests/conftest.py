@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -302,13 +301,16 @@ def quiet_teacher(tmp_path: Path, tiny_start: Path) -> Path:
     return folder
 
 
-FORKED = """
-import json, os, signal, sys, torch
+LEADER = """
+import os, signal, sys, torch
+os.setsid()
+os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 1)
+os.dup2(1, 2)
 torch.set_num_threads(1)
 import distill.pipeline, distill.training.fit
 from distill.recipe import Recipe
 {before}
-for path, count in json.loads(sys.argv[1]):
+for path, count in todo:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", WORLD_SIZE=str(count))
     if count > 1:
         import socket
@@ -333,36 +335,49 @@ for path, count in json.loads(sys.argv[1]):
         if status:
             os.killpg(0, signal.SIGKILL)
 """
-"""One process imports, and those that work together are forks of it: a third of what a launcher's processes take."""
+"""Leads the processes that work together, its forks; it is itself one of the process that imported all this once."""
+
+
+@pytest.fixture(scope="session")
+def importer() -> Any:
+    """Forks a process that has imported what a run takes: a third of what an interpreter of its own costs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distill.pipeline", "distill.training.fit"])
+    return context
 
 
 @dataclass(frozen=True)
 class Launched:
     """Processes that work, and where they write what goes wrong."""
 
-    process: subprocess.Popen
+    leader: Any
+    working: Any
     errors: Path
 
     def end(self) -> None:
         """Waits for a good end."""
-        assert self.process.wait(280) == 0, self.errors.read_text()[-4000:]
+        self.leader.join(280)
+        assert self.leader.exitcode == 0, self.errors.read_text()[-4000:]
 
     def kill_when(self, folder: Path, appears: str) -> None:
         """SIGKILL for all as soon as a file matching `appears` is there."""
-        while self.process.poll() is None and not list(folder.glob(appears)):
+        while self.leader.is_alive() and not list(folder.glob(appears)):
             time.sleep(0.005)
-        assert self.process.poll() is None, f"it ended before {appears} was seen: {self.errors.read_text()[-4000:]}"
+        assert self.leader.is_alive(), f"it ended before {appears} was seen: {self.errors.read_text()[-4000:]}"
         self.kill()
+        assert self.leader.exitcode == -signal.SIGKILL
 
     def kill(self) -> None:
         """Ends what still runs."""
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            os.killpg(self.leader.pid, signal.SIGKILL)
+        self.leader.kill()
+        self.leader.join()
+        self.working.poll(60)  # each of them holds the other end open, and what it has locked, until it is gone
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+def launch(tmp_path: Path, importer: Any) -> Iterator[Callable[..., Launched]]:
     """Runs recipes one after another, each in several processes: `launch(whole=(2, recipe))` writes into `whole`.
 
     Several numbers, `([1, 2], recipe)`, run the same one again. `before` is code that all run first, `until` the last
@@ -379,12 +394,13 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
             path.write_text(Recipe.parse({**recipe, "output": str(tmp_path / name)}).to_toml())
             todo += [(str(path), count) for count in ([counts] if isinstance(counts, int) else counts)]
         errors = tmp_path / f"errors-{len(started)}"
-        code = FORKED.format(before=before, until=until)
-        with errors.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, json.dumps(todo)], stdout=file, stderr=file, start_new_session=True
-            )
-        started.append(Launched(process, errors))
+        errors.touch()
+        working, held = importer.Pipe(duplex=False)
+        told = {"todo": todo, "errors": str(errors), "held": held}
+        leader = importer.Process(target=exec, args=(LEADER.format(before=before, until=until), told))
+        leader.start()
+        held.close()
+        started.append(Launched(leader, working, errors))
         return started[-1]
 
     yield start
