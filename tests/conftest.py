@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +25,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> None:
+    """torch.onnx reads the sources of its 500 operators anew at each export: an eighth of a small model's time."""
+    if "torch" in sys.modules:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """By name and what fills it: a folder that one process of the tests makes and all of them read."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, beside = shared / f"once-{name}", shared / f"once-{name}.making"
+        with (shared / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(beside, ignore_errors=True)  # of one that failed
+                beside.mkdir()
+                fill(beside)
+                beside.rename(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -155,12 +187,17 @@ def _taught(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBundle]:
-    """By folder and what differs: a bundle as `distill export` writes it, of a model taught for a second."""
-    import csv
-    import json
+def make_bundle(
+    tiny_start: Path, intents_folder: Path, made_once: Callable[[str, Callable[[Path], None]], Path]
+) -> Callable[..., TinyBundle]:
+    """By folder and what differs: a bundle as `distill export` writes it, of a model taught for a second.
 
-    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+    All have the same weights, so that one graph is traced for all.
+    """
+    import csv
+
+    import onnx_ir as ir
+    from transformers import AutoTokenizer, BertForSequenceClassification
 
     from distill.export.bundle import Contents, write_bundle
     from distill.export.graph import export_graph
@@ -172,6 +209,13 @@ def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBun
     texts = [row["text"] for row in rows]
     tokenizer = AutoTokenizer.from_pretrained(tiny_start)
 
+    def teach(folder: Path) -> None:
+        start = BertForSequenceClassification.from_pretrained(tiny_start, num_labels=3)
+        model = _taught(start, tokenizer, rows)
+        model.save_pretrained(folder / "model")
+        spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
+        export_graph(model, spec, folder / "model.onnx")
+
     def make(
         folder: Path,
         *,
@@ -180,9 +224,9 @@ def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBun
         target: Any = "portable",
         tables: Any = "int8",
     ) -> Any:
-        config = AutoConfig.from_pretrained(tiny_start)
-        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        model = _taught(BertForSequenceClassification(config), tokenizer, rows)
+        taught = made_once("taught", teach)
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        model = BertForSequenceClassification.from_pretrained(taught / "model", **names).eval()
         work = folder.with_name(folder.name + ".work")
         model.save_pretrained(work / "model")
         tokenizer.save_pretrained(work / "model")
@@ -192,8 +236,9 @@ def make_bundle(tiny_start: Path, intents_folder: Path) -> Callable[..., TinyBun
             "distill.labels": json.dumps(list(labels), ensure_ascii=False),
             "distill.max_length": "48",
         }
-        spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
-        export_graph(model, spec, work / "model.onnx", metadata=metadata)
+        graph = ir.load(taught / "model.onnx")
+        graph.metadata_props.update(metadata)
+        ir.save(graph, work / "model.onnx")
         quantize_dynamic_int8(work / "model.onnx", work / "int8.onnx", target=target, tables=tables, metadata=metadata)
         contents = Contents(
             name=name,

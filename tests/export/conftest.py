@@ -104,16 +104,20 @@ def spec_of(family: str) -> GraphSpec:
     return TASK.graph(names if family in TYPED else names[:2])
 
 
-@cache
-def traced(family: str) -> Tiny:
-    model, spec = build(family), spec_of(family)
-    graph = trace(model, spec)
-    return Tiny(model, spec, model.config.pad_token_id or 0, ir.to_proto(graph).SerializeToString())
-
-
 @pytest.fixture(scope="session")
-def tiny() -> Callable[[str], Tiny]:
+def tiny(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Callable[[str], Tiny]:
     """By family: the model, its spec and its traced graph."""
+
+    @cache
+    def traced(family: str) -> Tiny:
+        model, spec = build(family), spec_of(family)
+
+        def fill(folder: Path) -> None:
+            (folder / "traced.onnx").write_bytes(ir.to_proto(trace(model, spec)).SerializeToString())
+
+        file = made_once(f"traced-{family}", fill) / "traced.onnx"
+        return Tiny(model, spec, model.config.pad_token_id or 0, file.read_bytes())
+
     return traced
 
 
