@@ -32,8 +32,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.demo
 	$(BIN)/distill demo
 
+# All tests of a file in one process: what they share is made once.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
