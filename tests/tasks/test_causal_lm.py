@@ -53,11 +53,11 @@ def lines(shared_data):
 
 @pytest.fixture(scope="module")
 def start(lines, tmp_path_factory):
-    """GPT-2 of 4 layers, 64 wide, random weights."""
+    """GPT-2 of 2 layers, 64 wide, random weights."""
     tokenizer = learn_tokenizer(lines["train"], 800)
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0
+        vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
     )
     folder = tmp_path_factory.mktemp("gpt")
     model = GPT2LMHeadModel(config)
@@ -150,8 +150,7 @@ def finished(lines, start, run_example, rows_file):
         "causal-lm",
         *(f'data.{name}="{path}"' for name, path in files.items()),
         f'teacher={{start="{start}", finetune={{epochs=2, learning_rate=3e-3}}}}',
-        "student.layers=2",
-        "training={epochs=2, learning_rate=2e-3}",
+        "training={epochs=2, learning_rate=2e-3, baseline=false}",
         "data.max_length=32",
         "export.max_drop=2",
     )
@@ -214,7 +213,7 @@ def test_a_llama_learns_from_what_it_writes_itself(lines, tmp_path, run_example,
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         max_position_embeddings=64,
         bos_token_id=0,
         eos_token_id=0,
@@ -228,7 +227,6 @@ def test_a_llama_learns_from_what_it_writes_itself(lines, tmp_path, run_example,
         "causal-lm",
         *(f'data.{name}="{path}"' for name, path in files.items()),
         f'teacher={{start="{tmp_path}/start", finetune={{epochs=2, learning_rate=3e-3}}}}',
-        "student.layers=2",
         "training={epochs=2, learning_rate=2e-3, baseline=false}",
         'objective={preset="jsd", on_policy={share=0.5}}',
         "data.max_length=32",
