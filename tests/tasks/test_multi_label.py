@@ -99,7 +99,7 @@ def finished(shared_data, read_rows, rows_file, make_start, run_example):
         *(f'data.{name}="{rows_file(rows, name)}"' for name, rows in files.items()),
         f'teacher.start="{make_start([row["text"] for row in files["train"]])}"',
         "teacher.finetune={epochs=12, learning_rate=3e-3}",
-        "training={epochs=6, learning_rate=3e-3}",
+        "training={epochs=6, learning_rate=3e-3, baseline=false}",
         "data.max_length=64",
         "export.max_drop=2",
     )

@@ -98,7 +98,7 @@ def finished(rows_file, make_start, run_example, tmp_path_factory):
         *(f'data.{name}="{rows_file(part, name)}"' for name, part in files.items()),
         f'teacher.start="{make_start([row["text"] for row in rows[:2000]], words=3000)}"',
         "teacher.finetune={epochs=5, learning_rate=2e-3}",
-        "training={epochs=3, learning_rate=2e-3}",
+        "training={epochs=3, learning_rate=2e-3, baseline=false}",
         "data.max_length=48",
         "data.on_bad_row='skip'",
         "export.max_drop=2",
