@@ -26,17 +26,16 @@ from distill.tasks.text_classification import TextClassification
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sources(export_forms: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two forms of one tiny model."""
     folder = tmp_path_factory.mktemp("sources")
     shape: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model("bert", **shape, intermediate_size=64)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     spec = TextClassification().graph(["input_ids", "attention_mask"])
-    return {
-        name: export_graph(model, spec, folder / f"{name}.onnx", passes=passes).path
-        for name, passes in (("separate", DEFAULT), ("fused", FUSED))
-    }
+    sources = {name: folder / f"{name}.onnx" for name in ("separate", "fused")}
+    export_forms(model, spec, {sources["separate"]: DEFAULT, sources["fused"]: FUSED})
+    return sources
 
 
 @pytest.fixture

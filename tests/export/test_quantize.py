@@ -28,7 +28,7 @@ from distill.candidates import machine_target
 from distill.errors import ExportError
 from distill.export.graph import export_graph, write
 from distill.export.lookups import quantize_rows
-from distill.export.passes import apply_passes, passes_for
+from distill.export.passes import DEFAULT, apply_passes, passes_for
 from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
 from distill.export.sessions import WIDE
@@ -158,13 +158,23 @@ def test_a_product_can_be_kept_exact(exported: Callable[[str], Path], tmp_path: 
     assert values(made.path)[name].dtype == np.float32
 
 
-@pytest.mark.parametrize("target, times", [("arm64", 1), ("x86-vnni", 1), ("x86-avx2", 2)])
-def test_a_tied_table_is_stored_once(target: Any, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2 looks its tokens up in what it multiplies with; weights to 63 are other numbers than a table's to 127."""
+@pytest.fixture(scope="module")
+def gpt2(export_forms: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one graph a target."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_positions=32, n_embd=32, n_layer=1, n_head=2)).eval()
-    spec = TASKS["causal-lm"].exported(model, ["input_ids", "attention_mask"])
-    source = export_graph(model, spec, tmp_path / "gpt.onnx", passes=passes_for(target)).path
+    spec, folder = TASKS["causal-lm"].exported(model, ["input_ids", "attention_mask"]), tmp_path_factory.mktemp("gpt2")
+    targets = ("arm64", "x86-vnni", "x86-avx2")
+    export_forms(model, spec, {folder / f"{target}.onnx": passes_for(target) for target in targets})
+    return folder
+
+
+@pytest.mark.parametrize("target, times", [("arm64", 1), ("x86-vnni", 1), ("x86-avx2", 2)])
+def test_a_tied_table_is_stored_once(
+    target: Any, times: int, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-2 looks its tokens up in what it multiplies with; weights to 63 are other numbers than a table's to 127."""
+    source = gpt2 / f"{target}.onnx"
     made = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
     large = [numbers for numbers in values(made.path).values() if numbers.size == 2000 * 32]
     assert [numbers.dtype for numbers in large] == [np.int8] * times
@@ -223,7 +233,10 @@ def test_bytes_are_told_by_component(exported: Callable[[str], Path], tmp_path: 
 
 @pytest.fixture(scope="module")
 def real(
-    minilm_folder: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+    minilm_folder: Path,
+    shared_data: Path,
+    export_forms: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path, list[Any]]:
     """Two layers of MiniLM: ours in fp32, the exporter's untouched, and 64 real sentences in batches."""
     folder = tmp_path_factory.mktemp("real")
@@ -232,8 +245,8 @@ def real(
     with torch.no_grad():
         model.classifier.weight.mul_(20)
     spec = TextClassification().graph(["input_ids", "attention_mask", "token_type_ids"])
-    ours = export_graph(model, spec, folder / "ours.onnx").path
-    plain = export_graph(model, spec, folder / "plain.onnx", passes=()).path
+    ours, plain = folder / "ours.onnx", folder / "plain.onnx"
+    export_forms(model, spec, {ours: DEFAULT, plain: ()})
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder)
     with (shared_data / "sst2" / "dev.csv").open(encoding="utf-8", newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)][:64]

@@ -12,7 +12,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from distill.export.graph import export_graph
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
@@ -20,6 +19,7 @@ from distill.heads.generation import Rules, beam, greedy
 from distill.tasks import TASKS
 
 TASK = TASKS["causal-lm"]
+FORMS = {"traced": (), "shaped": DEFAULT, "fused": FUSED}
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -41,11 +41,17 @@ def model(request):
     return request.param().eval()
 
 
-@pytest.fixture(scope="module", params=[(), DEFAULT, FUSED], ids=["traced", "shaped", "fused"])
-def graph(model, request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("past") / "model.onnx"
-    export_graph(model, TASK.exported(model, ["input_ids", "attention_mask"]), path, passes=request.param)
-    return OnnxModel(path)
+@pytest.fixture(scope="module")
+def graphs(model, export_forms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("past")
+    forms = {folder / f"{name}.onnx": passes for name, passes in FORMS.items()}
+    export_forms(model, TASK.exported(model, ["input_ids", "attention_mask"]), forms)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def graph(graphs, request):
+    return OnnxModel(graphs / f"{request.param}.onnx")
 
 
 def read_in_parts(graph, ids, parts):

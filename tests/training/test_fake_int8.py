@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def model_of(family: str) -> Any:
     return model
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """By family and inputs: the graph of `model_of`, traced once for all targets."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def export(family: str, *inputs: str) -> Path:
+        spec = TextClassification().graph(inputs)
+        return export_graph(model_of(family), spec, folder / f"{family}.onnx", passes=WHOLE).path
+
+    return export
+
+
 def text(rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     ids = np.random.default_rng(seed).integers(3, 99, (rows, length))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -68,13 +82,13 @@ def logits(model: Any, batch: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
-def test_training_sees_the_numbers_of_the_file(target: Any, tmp_path: Path) -> None:
+def test_training_sees_the_numbers_of_the_file(target: Any, whole: Callable[..., Path], tmp_path: Path) -> None:
     """Scales and int8 weights are those of the file, so that what was learned is what ships."""
     model, batch = model_of("modernbert"), text(3, 17)
-    export_graph(model, SPEC, tmp_path / "model.onnx", passes=WHOLE)
-    quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", target=target)
+    source = whole("modernbert", *batch)
+    quantize_int8(source, tmp_path / "int8.onnx", target=target)
     exact = logits(model, batch).detach().numpy()
-    compute_in_int8(model, largest=LARGEST[target], exact=exact_names(tmp_path / "model.onnx"))
+    compute_in_int8(model, largest=LARGEST[target], exact=exact_names(source))
     ours = logits(model, batch).detach().numpy()
     theirs = OnnxModel(tmp_path / "int8.onnx").predict(batch)["logits"]
     assert np.abs(theirs - ours).max() < 1e-5 * exact.std()
@@ -82,15 +96,14 @@ def test_training_sees_the_numbers_of_the_file(target: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
-def test_positions_are_rounded_as_words_are(target: Any, tmp_path: Path) -> None:
+def test_positions_are_rounded_as_words_are(target: Any, whole: Callable[..., Path], tmp_path: Path) -> None:
     """BERT's positions are a table that the file keeps in int8; its two token types are not."""
     model = model_of("bert")
     batch = {**text(3, 17), "token_type_ids": np.arange(51).reshape(3, 17) % 2}
-    spec = TextClassification().graph(list(batch))
-    export_graph(model, spec, tmp_path / "model.onnx", passes=WHOLE)
-    made = quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", target=target)
+    source = whole("bert", *batch)
+    made = quantize_int8(source, tmp_path / "int8.onnx", target=target)
     exact = logits(model, batch).detach().numpy()
-    rounded_ones = compute_in_int8(model, largest=LARGEST[target], exact=exact_names(tmp_path / "model.onnx"))
+    rounded_ones = compute_in_int8(model, largest=LARGEST[target], exact=exact_names(source))
     tables = {table.name.split(".weight")[0] + ".weight" for table in made.tables}  # passes put words behind a name
     assert {name for name in rounded_ones if "embeddings" in name} == tables
     ours = logits(model, batch).detach().numpy()
