@@ -50,17 +50,26 @@ def tokenizer(captions, caption_words):
 
 
 @pytest.fixture(scope="module")
-def start(tokenizer, make_captioner, tmp_path_factory):
-    """A ViT and a GPT-2 of 3 layers, 48 wide, random weights. Only generation_config says what is written first."""
-    folder = tmp_path_factory.mktemp("captioner")
-    model = make_captioner(len(tokenizer))
-    model.generation_config.max_new_tokens = 10
-    model.generation_config.decoder_start_token_id = BEGIN
-    model.config.decoder_start_token_id = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
-    return folder
+def make_reader(tokenizer, make_captioner, tmp_path_factory):
+    """By layers: a ViT and a GPT-2, 48 wide, random weights. Only generation_config says what is written first."""
+
+    def make(layers):
+        folder = tmp_path_factory.mktemp("captioner")
+        model = make_captioner(len(tokenizer), layers=layers)
+        model.generation_config.max_new_tokens = 10
+        model.generation_config.decoder_start_token_id = BEGIN
+        model.config.decoder_start_token_id = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def start(make_reader):
+    return make_reader(3)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +243,7 @@ def test_what_was_last_cut_is_no_part_of_a_reader(start, digits):
 
 
 @pytest.fixture(scope="module")
-def finished(digits, captions, start, run_example, rows_file):
+def finished(digits, captions, make_reader, run_example, rows_file):
     """scikit-learn's digits with what can be seen on them, from a random captioner to the bundle."""
     rows = [{"image": image.tolist(), "caption": text} for image, text in zip(digits[0], captions, strict=True)]
     data = rows_file(rows[:800])
@@ -243,11 +252,10 @@ def finished(digits, captions, start, run_example, rows_file):
         f'data.train="{data}"',
         "data.validation_fraction=0.15",
         "data.max_length=8",
-        f'teacher.start="{start}"',
+        f'teacher.start="{make_reader(2)}"',
         'teacher.checkpoint=""',
         "teacher.finetune={epochs=7, learning_rate=3e-3, batch_size=32}",
         "training={epochs=3, learning_rate=3e-3, batch_size=32, baseline=false}",
-        "student.layers=2",
         "student.decoder_layers=1",
         "bench.runs=3",
     )
