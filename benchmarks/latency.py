@@ -92,8 +92,11 @@ def parse() -> argparse.Namespace:
 # The parent: files, processes, turns.
 
 
+Made = dict[str, tuple[Path | str, str, Path]]
+"""By name: the Python that runs it, its kind of worker, its file."""
+
 Engines = dict[str, tuple[Path | str, str, Path, int]]
-"""By name: the Python that runs it, its kind of worker, its file, its threads."""
+"""The same with its threads."""
 
 
 def chosen(folder: Path, arguments: argparse.Namespace) -> Engines:
@@ -102,15 +105,19 @@ def chosen(folder: Path, arguments: argparse.Namespace) -> Engines:
     if not known.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = build(folder, arguments)
-        known.write_text(json.dumps({name: [*map(str, entry[:3]), entry[3]] for name, entry in made.items()}))
-    entries = {
-        name: (python, kind, Path(path), n) for name, (python, kind, path, n) in json.loads(known.read_text()).items()
+        known.write_text(json.dumps({name: list(map(str, entry)) for name, entry in made.items()}))
+    files: Made = {
+        name: (python, kind, Path(path)) for name, (python, kind, path) in json.loads(known.read_text()).items()
     }
-    wanted = {*(arguments.only or entries), "distill int8"}
-    return {name: entry for name, entry in entries.items() if name in wanted}
+    engines: Engines = {name: (*entry, arguments.threads) for name, entry in files.items()}
+    if arguments.two_threads:
+        both = {"distill int8", "OpenVINO + NNCF int8"} & set(files)
+        engines |= {f"{name}, two threads": (*files[name], 2) for name in sorted(both, reverse=True)}
+    wanted = {*(arguments.only or engines), "distill int8"}
+    return {name: entry for name, entry in engines.items() if name.removesuffix(", two threads") in wanted}
 
 
-def build(folder: Path, arguments: argparse.Namespace) -> Engines:
+def build(folder: Path, arguments: argparse.Namespace) -> Made:
     """Makes the file of every engine."""
     import logging
 
@@ -155,19 +162,18 @@ def build(folder: Path, arguments: argparse.Namespace) -> Engines:
     quantize_int8(files["ours"], files["ours8"], target=target)
     quantize_int8(files["ours"], files["static8"], target=target, ranges=ranges)
     write_floor(student, files["floor"])
-    one = arguments.threads
-    engines: Engines = {
-        "teacher, fp32 ONNX": (sys.executable, "onnx", files["teacher"], one),
-        "PyTorch eager": (sys.executable, "torch", folder / "torch", one),
-        "torch.onnx fp32": (sys.executable, "onnx", files["plain"], one),
-        "distill fp32": (sys.executable, "onnx", files["ours"], one),
-        "torch.onnx + quantize_dynamic": (sys.executable, "onnx", files["plain8"], one),
-        "distill int8": (sys.executable, "onnx", files["ours8"], one),
-        "distill int8, ranges in FFN": (sys.executable, "onnx", files["static8"], one),
-        "floor": (sys.executable, "onnx", files["floor"], one),
+    engines: Made = {
+        "teacher, fp32 ONNX": (sys.executable, "onnx", files["teacher"]),
+        "PyTorch eager": (sys.executable, "torch", folder / "torch"),
+        "torch.onnx fp32": (sys.executable, "onnx", files["plain"]),
+        "distill fp32": (sys.executable, "onnx", files["ours"]),
+        "torch.onnx + quantize_dynamic": (sys.executable, "onnx", files["plain8"]),
+        "distill int8": (sys.executable, "onnx", files["ours8"]),
+        "distill int8, ranges in FFN": (sys.executable, "onnx", files["static8"]),
+        "floor": (sys.executable, "onnx", files["floor"]),
     }
     if arguments.compile:
-        engines["torch.compile"] = (sys.executable, "compile", folder / "torch", one)
+        engines["torch.compile"] = (sys.executable, "compile", folder / "torch")
     for name, kind, python, given, made in (
         ("OpenVINO + NNCF int8", "openvino", arguments.openvino, files["plain"], folder / "openvino.xml"),
         ("optimum-onnx int8", "optimum", arguments.optimum, folder / "torch", folder / "optimum"),
@@ -175,10 +181,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> Engines:
         if python is not None:
             command = [python, __file__, "--prepare", kind, given, made, folder / "texts.npz"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            engines[name] = (python, "openvino" if kind == "openvino" else "onnx", made, one)
-    if arguments.two_threads:
-        both = {"distill int8", "OpenVINO + NNCF int8"} & set(engines)
-        engines |= {f"{name}, two threads": (*engines[name][:3], 2) for name in sorted(both, reverse=True)}
+            engines[name] = (python, "openvino" if kind == "openvino" else "onnx", made)
     return engines
 
 
