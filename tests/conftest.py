@@ -147,25 +147,6 @@ def tiny_start(tmp_path_factory: pytest.TempPathFactory, intents_folder: Path) -
     return folder
 
 
-@pytest.fixture(scope="session")
-def export_forms() -> Callable[..., None]:
-    """By model, spec and passes by path: `export_graph` to every path, the model traced once for all."""
-    import onnx_ir as ir
-
-    from distill.export.graph import drop_unread_inputs, trace, write
-    from distill.export.passes import apply_passes
-
-    def export(model: Any, spec: Any, forms: dict[Path, Any], metadata: dict[str, str] | None = None) -> None:
-        traced = ir.to_proto(trace(model, spec))
-        for path, passes in forms.items():
-            graph = ir.from_proto(traced)
-            changes = apply_passes(graph, passes)
-            drop_unread_inputs(graph)
-            write(graph, path, metadata or {}, changes)
-
-    return export
-
-
 @dataclass(frozen=True)
 class TinyBundle:
     """A real bundle and the PyTorch model that it came from."""

@@ -16,7 +16,7 @@ from distill.candidates import fastest, machine_target
 from distill.errors import ExportError
 from distill.export.dual import part
 from distill.export.encoder_decoder import cut
-from distill.export.graph import export_graph
+from distill.export.graph import export_forms, export_graph
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.pieces import pieces, towers
 from distill.export.runtime import OnnxModel, open_graph
@@ -26,7 +26,7 @@ from distill.tasks.text_classification import TextClassification
 
 
 @pytest.fixture(scope="module")
-def sources(export_forms: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two forms of one tiny model."""
     folder = tmp_path_factory.mktemp("sources")
     shape: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

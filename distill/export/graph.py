@@ -75,11 +75,33 @@ def export_graph(
     Raises:
         ExportError: The model cannot be traced, is not in fp32, or does not fit into one file.
     """
-    path = Path(path)
-    traced = trace(model, spec, opset=opset)
-    changes = apply_passes(traced, passes)
-    drop_unread_inputs(traced)
-    return write(traced, path, metadata or {}, changes)
+    return export_forms(model, spec, {Path(path): passes}, metadata=metadata, opset=opset)[0]
+
+
+def export_forms(
+    model: Any,
+    spec: GraphSpec,
+    forms: Mapping[Path, tuple[Pass, ...]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    opset: int = OPSET,
+) -> list[ExportedGraph]:
+    """`export_graph` of one model in several forms, traced once: tracing is what takes the time.
+
+    Args:
+        model: As there.
+        spec: As there.
+        forms: By the file to write, its passes.
+        metadata: Of every file.
+        opset: Of every file.
+    """
+    traced, made = trace(model, spec, opset=opset), []
+    for path, passes in forms.items():
+        graph = traced.clone()
+        changes = apply_passes(graph, passes)
+        drop_unread_inputs(graph)
+        made.append(write(graph, path, metadata or {}, changes))
+    return made
 
 
 def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distill.export.blockwise import quantize_blocks_within
 from distill.export.captioner import cut_captioner
 from distill.export.dual import part
 from distill.export.encoder_decoder import cut
-from distill.export.graph import export_graph
+from distill.export.graph import export_forms
 from distill.export.ladder import LadderResult, Learn, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
@@ -56,12 +56,16 @@ def export(run: Run) -> dict[str, Any]:
         lines = [f"the bundle writes without its generation_config's {', '.join(left)}"] if left else []
         for line in lines:
             run.progress.say(line)
-        passes = passes_for(target_of(run))
-        steps = [
-            _export(run, run.teacher, files["teacher"], "export of the teacher", passes),
-            _export(run, student, files["student"], "export of the student", passes),
-        ]
-        choice = _quantize(run, student, files["student"], files["student-int8"])
+        graphs = graphs_of(run, files["student"])
+        steps = _export(run, run.teacher, {files["teacher"]: passes_for(target_of(run))}, "export of the teacher")
+        exported = _export(run, student, dict(graphs.values()), "export of the student")
+        choice = _quantize(run, student, {name: path for name, (path, _) in graphs.items()}, files["student-int8"])
+        for (name, (path, _)), facts in zip(graphs.items(), exported, strict=True):
+            if name == choice.graph:
+                os.replace(path, files["student"])
+                steps.append(facts)
+            else:
+                path.unlink()
         steps.append(_quantized(run, student, choice.result, files["student"], files["student-int8"]))
         if run.task.cut:
             write, names = CUTS[run.task.cut]
@@ -96,41 +100,48 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _export(run: Run, checkpoint: Checkpoint, path: Path, step: str, passes: tuple[Pass, ...]) -> dict[str, Any]:
+def graphs_of(run: Run, path: Path) -> dict[str, tuple[Path, tuple[Pass, ...]]]:
+    """By name, the forms of the student's graph, their files and passes: one without a name but with target `auto`."""
+    if run.recipe.export.target != "auto" or run.recipe.export.weights != "int8":
+        return {"": (path, passes_for(target_of(run)))}
+    return {
+        "separate heads": (path.with_name("separate.onnx"), DEFAULT),
+        "fused attention": (path.with_name("fused.onnx"), FUSED),
+    }
+
+
+def _export(
+    run: Run, checkpoint: Checkpoint, forms: Mapping[Path, tuple[Pass, ...]], step: str
+) -> list[dict[str, Any]]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
     with run.progress.stage(f"ONNX {step}"):
         shipped = fold_affine_norms(run.task.shipped(checkpoint.model))
-        export_graph(
-            shipped,
-            run.task.exported(shipped, run.task.inputs_of(encoded)),
-            path,
-            metadata=_metadata(run, checkpoint),
-            passes=passes,
-        )
+        spec = run.task.exported(shipped, run.task.inputs_of(encoded))
+        export_forms(shipped, spec, forms, metadata=_metadata(run, checkpoint))
     reference = TorchPredictor(checkpoint.model, run.task)
     tolerance = 1e-3 * run.task.spread(encoded)
-    return _check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=tolerance)
+    return [_check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=tolerance) for path in forms]
 
 
-def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Choice:
+def _quantize(run: Run, checkpoint: Checkpoint, graphs: Mapping[str, Path], path: Path) -> Choice:
     """fp32 to int8 by the ladder: plain dynamic first, more care where it loses too much, refused past `max_drop`.
 
-    With target `auto`, the form that is fastest here; `source` is then the fp32 graph that it was made from.
+    Of several graphs, the form and the graph that are fastest here.
     """
     task, padding, export = run.task, checkpoint.padding, run.recipe.export
     encoded = run.encode(checkpoint, run.splits.validation)
     train = run.splits.train
     sample = run.encode(checkpoint, train.select(range(min(len(train), 4096))))
 
-    chosen = settings_of(run, checkpoint)
+    chosen, source = settings_of(run, checkpoint), graphs.get("")
 
     def measure(file: Path) -> float:
         model = task.judge(OnnxModel(file), checkpoint.model)
         return evaluate(model, encoded, task, padding, settings=chosen).metrics[task.metric]
 
     limits: dict[str, Any] = {"measure": measure, "max_drop": export.max_drop, "relative": task.relative}
-    if export.weights != "int8":
+    if export.weights != "int8" and source is not None:
         with run.progress.stage(f"Storing weights in {export.weights}"):
             limits |= {"metadata": {**_metadata(run, checkpoint), "distill.weights": export.weights}}
             if export.weights in ("fp16", "fp32"):
@@ -147,17 +158,10 @@ def _quantize(run: Run, checkpoint: Checkpoint, source: Path, path: Path) -> Cho
         "learn": learner(run) if export.int8_steps and processes.alone() else None,
         "progress": run.progress,
     }
-    if export.target != "auto":
+    if source is not None:
         with run.progress.stage("Quantising to int8"):
             return Choice("", quantize_within(source, path, **settings), ())
-    graphs = {"separate heads": source.with_name("separate.onnx"), "fused attention": source.with_name("fused.onnx")}
-    for name, passes in (("separate heads", DEFAULT), ("fused attention", FUSED)):
-        _export(run, checkpoint, graphs[name], f"export of the student, {name}", passes)
-    choice = fastest(graphs, path, lengths=lengths_of(run), ships=cutter(task), **settings)
-    os.replace(graphs.pop(choice.graph), source)
-    for left in graphs.values():
-        left.unlink()
-    return choice
+    return fastest(graphs, path, lengths=lengths_of(run), ships=cutter(task), **settings)
 
 
 def cutter(task: Task) -> Callable[[Path], Path] | None:
@@ -182,7 +186,7 @@ def learner(run: Run) -> Learn:
         run.progress.say(f"no repair of the int8 file is good enough: {run.recipe.export.int8_steps} steps of training")
         trained = train_for_int8(run, largest=LARGEST[target], exact=exact)
         passes = DEFAULT if run.recipe.export.target == "auto" else passes_for(target)
-        _export(run, trained, path, "export of the student trained in int8", passes)
+        _export(run, trained, {path: passes}, "export of the student trained in int8")
 
     return learn
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from distill.candidates import machine_target
 from distill.errors import ExportError
-from distill.export.graph import export_graph, write
+from distill.export.graph import export_forms, export_graph, write
 from distill.export.lookups import quantize_rows
 from distill.export.passes import DEFAULT, apply_passes, passes_for
 from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
@@ -159,7 +159,7 @@ def test_a_product_can_be_kept_exact(exported: Callable[[str], Path], tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def gpt2(export_forms: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one graph a target."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_positions=32, n_embd=32, n_layer=1, n_head=2)).eval()
@@ -235,7 +235,6 @@ def test_bytes_are_told_by_component(exported: Callable[[str], Path], tmp_path: 
 def real(
     minilm_folder: Path,
     shared_data: Path,
-    export_forms: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path, list[Any]]:
     """Two layers of MiniLM: ours in fp32, the exporter's untouched, and 64 real sentences in batches."""

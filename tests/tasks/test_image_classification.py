@@ -11,6 +11,7 @@ from distill.cards import load_student_card
 from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, StudentError, TeacherError
 from distill.export.calibrate import observe
+from distill.export.graph import export_forms
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.runtime import Bundle, OnnxModel
 from distill.export.verify import verify_bundle
@@ -163,7 +164,7 @@ def test_a_card_makes_a_vit_or_says_why_not(card, make_vit):
         assert student.model.eval()(torch.zeros(2, 3, 8, 8)).logits.shape == (2, 10)
 
 
-def test_auto_looks_at_images_and_times_at_their_one_length(make_vit, digits, export_forms, tmp_path):
+def test_auto_looks_at_images_and_times_at_their_one_length(make_vit, digits, tmp_path):
     """Calibration sees every patch of every image, and all six forms are made, asked and timed."""
     checkpoint = load_checkpoint(str(make_vit(num_hidden_layers=1)), TASK)
     rows = {"text": [{"bytes": encode_image(image)} for image in digits[0][:8]], "label": list(digits[1][:8])}
@@ -173,7 +174,7 @@ def test_auto_looks_at_images_and_times_at_their_one_length(make_vit, digits, ex
     metadata = {"distill.max_length": "17"}
     sources = {name: tmp_path / f"{name}.onnx" for name in ("separate heads", "fused attention")}
     forms = dict(zip(sources.values(), (DEFAULT, FUSED), strict=True))
-    export_forms(checkpoint.model, spec, forms, metadata)
+    export_forms(checkpoint.model, spec, forms, metadata=metadata)
     seen = observe(sources["separate heads"], batches).values
     assert {each.rows for each in seen.values()} == {8 * 17, 8}  # every token of eight images; the last, the class's
     limits = {"measure": lambda _: 1.0, "max_drop": 0.5, "lengths": [17], "target": machine_target()}

@@ -12,6 +12,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from distill.export.graph import export_forms
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.quantize import quantize_dynamic_int8
 from distill.export.runtime import OnnxModel
@@ -42,7 +43,7 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def graphs(model, export_forms, tmp_path_factory):
+def graphs(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("past")
     forms = {folder / f"{name}.onnx": passes for name, passes in FORMS.items()}
     export_forms(model, TASK.exported(model, ["input_ids", "attention_mask"]), forms)
