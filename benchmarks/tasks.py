@@ -81,7 +81,10 @@ def sentences(data: Path, folder: Path) -> dict[str, Any]:
 SNIPS = {"train": "train", "validation": "valid", "test": "test"}
 SHALLOW = {"card": "layers-4", "vocabulary": "full"}
 TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] = {
-    "text-classification": (intents, {"finetune": {"epochs": 5, "learning_rate": 2e-4}, "student": SHALLOW}),
+    "text-classification": (
+        intents,
+        {"finetune": {"epochs": 4, "learning_rate": 3e-4}, "epochs": 4, "student": SHALLOW},
+    ),
     "regression": (sentences, {"epochs": 4}),
     "sentence-embedding": (sentences, {}),
     "token-classification": (slots, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
