@@ -24,8 +24,7 @@ import distill.data.packing as packing
 distill.run.LARGE = 1
 pack = packing._write
 def pack_and_tell(parts, folder):
-    recipe = pathlib.Path(json.loads(sys.argv[1])[0][0])
-    recipe.with_name("packed-by-" + os.environ["RANK"]).touch()
+    pathlib.Path(todo[0][0]).with_name("packed-by-" + os.environ["RANK"]).touch()
     return pack(parts, folder)
 packing._write = pack_and_tell
 """

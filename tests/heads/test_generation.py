@@ -151,7 +151,7 @@ OPTIONS = [
     {"encoder_no_repeat_ngram_size": 2},
     {"min_length": 8},  # behind the prompt
     {"min_new_tokens": 7},
-    {"min_new_tokens": 3, "min_length": 10},
+    {"min_new_tokens": 7, "min_length": 10},
     {"bad_words_ids": [[END], *([one] for one in range(4, 14)), [14, 15]]},
     {"bad_words_ids": [[one, two] for one in range(4, 24) for two in (END, 5, 7, 9, 11, 13, 15)]},
     {"suppress_tokens": [4, 6, 8, 10, 12, 14, 16]},
