@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from tasks import texts_of, unmeasured, write_lines
 
 from distill import Recipe, compress
 from distill.candidates import machine_target
-from distill.demo import packaged_model
+from distill.demo import packaged_model, prepare_demo
 from distill.display import Display
 from distill.files import write_json
 from distill.machine import describe_machine
@@ -32,6 +33,9 @@ MOBILE = {"card": "bottleneck-6"}
 def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
     data = options.data
     made = {"start": str(packaged_model()), "finetune": {"epochs": 2}}
+    training = MOBILE_TRAINING if options.mobile else TRAINING
+    if options.epochs:
+        training = training | {"epochs": options.epochs}
     return Recipe.parse(
         {
             "name": f"sst2-{seed}",
@@ -39,12 +43,26 @@ def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
             "seed": seed,
             "teacher": {"checkpoint": str(options.teacher)} if options.teacher else made,
             "student": MOBILE if options.mobile else {"card": "layers-4"},
-            "data": {"train": str(data / "train.csv"), "test": str(data / "dev.csv"), "max_length": 64},
-            "training": (MOBILE_TRAINING if options.mobile else TRAINING) | {"baseline": options.baseline},
+            "data": {
+                "train": str(data / "train.csv"),
+                "test": str(data / "dev.csv"),
+                "unlabelled": [more_texts(options)] if options.more_texts else [],
+                "max_length": 64,
+            },
+            "training": training | {"baseline": options.baseline},
             "export": {"target": machine_target()},
             "bench": {"lengths": [32], "runs": 50},
         }
     )
+
+
+def more_texts(options: argparse.Namespace) -> str:
+    """The demonstration's texts without labels, for the teacher to label softly; none of them is measured on."""
+    folder = options.output / "demo"
+    prepare_demo(folder)
+    other = (folder / "data/other_domains.txt").read_text(encoding="utf-8").splitlines()
+    texts = unmeasured([*texts_of(folder / "data/train.csv"), *other], texts_of(options.data / "dev.csv"))
+    return write_lines(folder / "unlabelled.jsonl", ({"text": text} for text in texts))
 
 
 def main() -> None:
@@ -54,6 +72,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher, rather than one made here for each seed")
     parser.add_argument("--mobile", action="store_true", help="a student below 8 MB")
+    parser.add_argument(
+        "--more-texts", action="store_true", help="the demonstration's texts too, labelled by the teacher"
+    )
+    parser.add_argument("--epochs", type=float, help="of the student, in place of the usual")
     parser.add_argument("--no-baseline", dest="baseline", action="store_false")
     options = parser.parse_args()
     rows = []

@@ -78,6 +78,27 @@ def sentences(data: Path, folder: Path) -> dict[str, Any]:
     return {part: str(folder / f"data/{part}.csv") for part in ("train", "validation", "test")}
 
 
+def vectors(data: Path, folder: Path) -> dict[str, Any]:
+    """The demo's movie sentences; texts of other domains and SST-2's training sentences are learnt from beside them."""
+    files = sentences(data, folder)
+    measured = [*texts_of(folder / "data/validation.csv"), *texts_of(folder / "data/test.csv")]
+    other = (folder / "data/other_domains.txt").read_text(encoding="utf-8").splitlines()
+    more = unmeasured([*other, *texts_of(data / "sst2/train.csv")], measured)
+    return files | {"unlabelled": [write_lines(folder / "unlabelled.jsonl", ({"text": text} for text in more))]}
+
+
+def texts_of(path: Path) -> list[str]:
+    """The column `text` of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def unmeasured(texts: Iterable[str], measured: Iterable[str]) -> list[str]:
+    """Those that are no measured text: SST-2 and the demo split the same reviews apart, and space commas otherwise."""
+    seen = {"".join(filter(str.isalnum, text.lower())) for text in measured}
+    return [text for text in texts if "".join(filter(str.isalnum, text.lower())) not in seen]
+
+
 SNIPS = {"train": "train", "validation": "valid", "test": "test"}
 SHALLOW = {"card": "layers-4", "vocabulary": "full"}
 TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] = {
@@ -86,7 +107,7 @@ TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] 
         {"finetune": {"epochs": 4, "learning_rate": 3e-4}, "epochs": 4, "student": SHALLOW},
     ),
     "regression": (sentences, {"epochs": 4}),
-    "sentence-embedding": (sentences, {}),
+    "sentence-embedding": (vectors, {"student": {"layers": 5, "inherit_layers": "important"}, "epochs": 4}),
     "token-classification": (slots, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
     "question-answering": (questions, {"finetune": {"epochs": 10, "learning_rate": 2e-4}}),
     "multi-label": (slot_names, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
