@@ -109,7 +109,14 @@ TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] 
     "regression": (sentences, {"epochs": 4}),
     "sentence-embedding": (vectors, {"student": {"layers": 5, "inherit_layers": "important"}, "epochs": 4}),
     "token-classification": (slots, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
-    "question-answering": (questions, {"finetune": {"epochs": 10, "learning_rate": 2e-4}}),
+    "question-answering": (
+        questions,
+        {
+            "finetune": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 16},
+            "epochs": 4,
+            "student": {"card": "layers-4"},
+        },
+    ),
     "multi-label": (slot_names, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),
 }
 """By task: its data, and what differs from the example."""
