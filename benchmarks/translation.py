@@ -5,6 +5,10 @@
 No pretrained weights: a T5-shaped teacher of 3 + 3 layers learns from the training file alone, with a Unigram tokenizer
 learnt there too. Its students have two layers of its encoder and one of its decoder; one of them learns from targets
 alone. A tenth of the training rows chooses the epoch; the validation file is only reported on. A killed run goes on.
+
+    python benchmarks/translation.py --rows 3000 --unlabelled 8000 --targets teacher
+
+has few pairs, and English sentences beside them that the teacher translates for its student.
 """
 
 from __future__ import annotations
@@ -49,10 +53,11 @@ def learn_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 def prepare(options: argparse.Namespace) -> dict[str, str]:
     """Writes the rows and an untrained model of the teacher's shape."""
-    folder, rows = options.output, read(options.data / "train.jsonl", options.rows)
+    folder, every = options.output, read(options.data / "train.jsonl", options.rows + options.unlabelled)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"train": folder / "train.jsonl", "test": folder / "test.jsonl", "start": folder / "start"}
-    for name, part in (("train", rows), ("test", read(options.data / "val.jsonl"))):
+    rows, free = every[: options.rows], [{"en": row["en"]} for row in every[options.rows :]]
+    files = {name: folder / f"{name}.jsonl" for name in ("train", "test", "unlabelled")} | {"start": folder / "start"}
+    for name, part in (("train", rows), ("test", read(options.data / "val.jsonl")), ("unlabelled", free)):
         files[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), encoding="utf-8")
     if not (files["start"] / "model.safetensors").exists():
         tokenizer = learn_tokenizer([row[side] for row in rows for side in ("en", "de")], options.vocabulary)
@@ -69,6 +74,8 @@ def prepare(options: argparse.Namespace) -> dict[str, str]:
 
 def recipe_of(name: str, files: dict[str, str], options: argparse.Namespace, **sections: Any) -> Recipe:
     data = {"train": files["train"], "test": files["test"], "text": "en", "label": "de", "max_length": 48}
+    if options.unlabelled and name != "teacher":
+        data |= {"unlabelled": [files["unlabelled"]]}
     common = {"name": name, "task": "seq2seq", "output": str(options.output / name), "data": data}
     return Recipe.parse({**common, **sections})
 
@@ -78,7 +85,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/multi30k"))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/translation"))
     parser.add_argument("--rows", type=int, default=29000)
+    parser.add_argument("--unlabelled", type=int, default=0, help="rows behind those, of which only English is given")
     parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=6000)
     parser.add_argument("--targets", nargs="+", default=["gold"], help="what students learn from: gold, teacher")
@@ -88,8 +97,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     files = prepare(options)
     steps = {"epochs": options.epochs, "learning_rate": 2e-3}
+    first = steps | {"epochs": options.teacher_epochs or options.epochs}
     with Display(Console(stderr=True)) as display:
-        teacher = recipe_of("teacher", files, options, teacher={"start": files["start"], "finetune": steps})
+        teacher = recipe_of("teacher", files, options, teacher={"start": files["start"], "finetune": first})
         checkpoint = str(finetune(teacher, progress=display).folder / "teacher")
     rows: dict[str, Any] = {}
     for targets in options.targets:
@@ -99,7 +109,7 @@ def main() -> None:
             options,
             teacher={"checkpoint": checkpoint},
             student={"layers": 2, "decoder_layers": 1},
-            training={**steps, "baseline": options.baseline and targets == "gold"},
+            training={**steps, "baseline": options.baseline and targets == options.targets[0]},
             **({"objective": {"targets": targets}} if targets != "gold" else {}),
             export={"target": machine_target(), "max_drop": 2},
             bench={"lengths": [16], "runs": 50},
@@ -108,7 +118,8 @@ def main() -> None:
             result = compress(recipe, progress=display)
         models = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))["models"]
         rows[targets] = {row["role"]: {**row["metrics"], "bytes": row["bytes"]} for row in models}
-    sizes = {name: getattr(options, name) for name in ("rows", "epochs", "width", "vocabulary")}
+    asked = ("rows", "unlabelled", "epochs", "teacher_epochs", "width", "vocabulary")
+    sizes = {name: getattr(options, name) for name in asked}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         options.output / "summary.json", {"created": created, "machine": describe_machine(), **sizes, "models": rows}
