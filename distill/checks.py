@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from transformers.activations import ACT2FN
+
+from distill.cards import load_student_card
 from distill.errors import RecipeError, TeacherError
+from distill.objectives.losses import LOSSES
+from distill.objectives.plan import term_problems
+from distill.objectives.presets import preset_terms
 from distill.recipe import Recipe
 from distill.tasks import Task
 from distill.teacher import Checkpoint
+
+
+def check_names(recipe: Recipe) -> None:
+    """Refuses what no teacher and no data could mend: cards, presets, losses and activations that do not exist.
+
+    Raises:
+        CardError: Of the student's card.
+        ObjectiveError: Of the preset.
+        RecipeError: Naming everything else.
+    """
+    load_student_card(recipe.student.card)
+    if recipe.objective.preset != "auto":
+        preset_terms(recipe.objective.preset)
+    problems = [f"`objective.terms`: {problem}" for problem in term_problems(recipe.objective.terms, LOSSES)]
+    activation = recipe.student.activation
+    if activation is not None and activation not in ("teacher", *ACT2FN):
+        problems.append(f"`student.activation` must be known to transformers, as gelu and relu are; got {activation!r}")
+    if problems:
+        raise RecipeError(problems, where="recipe")
 
 
 def check_columns(task: Task, recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from distill.files import replace_folder
 from distill.objectives import Objective, build_objective
 from distill.objectives.presets import preset_terms, translate
 from distill.recipe import TrainingRecipe
-from distill.run import Run
+from distill.run import UNSEEN, Run
 from distill.student.build import TABLE_COLUMNS
 from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
@@ -55,7 +55,8 @@ def make_teacher(run: Run) -> dict[str, Any]:
         "data": run.data_hash,
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"batch_size"}),
         "lengths": recipe.data.max_length,
-        "source": None if run.start else run.source_hash,
+        "source": run.source_hash,
+        "training": _finetuning(run).model_dump(mode="json", exclude=UNSEEN) if run.start else None,
         "seed": recipe.seed,
     }
     return run.ledger.once("teacher", inputs, work, scratch=run.work / "finetune", makes=made)
@@ -81,12 +82,16 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
     labels = run.recipe.data.labels or run.splits.labels
     start = load_checkpoint(run.start, run.task, labels=labels)
     check_length(start, run.recipe.data.max_length)
-    wanted = {**run.recipe.teacher.finetune.model_dump(), "gradient_accumulation": 1, "batch_tokens": 0, **UNFROZEN}
-    settings = run.recipe.training.model_copy(update=wanted)
     encoded = run.encode(start, run.splits.train)
-    done = _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
+    done = _fit(run, start, hard_labels(start, run.task), None, encoded, _finetuning(run), "finetune", final)
     curve: list[dict[str, Any]] = done["curve"]
     return curve
+
+
+def _finetuning(run: Run) -> TrainingRecipe:
+    """How the teacher is trained: as the student is, but for what `[teacher.finetune]` says."""
+    wanted = {**run.recipe.teacher.finetune.model_dump(), "gradient_accumulation": 1, "batch_tokens": 0, **UNFROZEN}
+    return run.recipe.training.model_copy(update=wanted)
 
 
 def label(run: Run) -> dict[str, Any]:

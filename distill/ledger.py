@@ -96,7 +96,7 @@ def claim(recipe: Recipe, *, replace: bool = False) -> Iterator[Ledger]:
         replace: Take it though it holds another recipe's work: stages whose inputs differ are then done again.
 
     Raises:
-        OutputError: The folder holds another recipe's work, or another process is using it.
+        OutputError: The folder holds another recipe's work, of one stage at least, or another process is using it.
     """
     folder = recipe.folder
     if not processes.is_main():  # the first process holds the folder for all
@@ -122,7 +122,8 @@ def claim(recipe: Recipe, *, replace: bool = False) -> Iterator[Ledger]:
 
 def _keep_recipe(recipe: Recipe, folder: Path, replace: bool) -> None:
     path = folder / "recipe.toml"
-    if path.exists() and not replace:
+    begun = any((folder / "work" / "state").glob("*.json"))
+    if path.exists() and begun and not replace:
         differing = _differences(tomllib.loads(path.read_text(encoding="utf-8")), recipe)
         if differing:
             raise OutputError(

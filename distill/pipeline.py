@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 
 from distill import learning, processes, shipping
+from distill.checks import check_names
 from distill.files import full_disk_is_an_error
 from distill.ledger import claim
 from distill.progress import SILENT, Progress
@@ -115,6 +116,7 @@ def run_stages(recipe: Recipe, *, until: str, progress: Progress = SILENT, repla
     names = list(STAGES)[: list(STAGES).index(LAST[until]) + 1]
     facts: dict[str, dict[str, Any]] = {}
     progress = progress if processes.is_main() else SILENT
+    check_names(recipe)
     with claim(recipe, replace=replace) as ledger, full_disk_is_an_error(recipe.folder):
         run = Run(recipe, ledger, progress)
         with progress.stage("All stages", total=sum(SHARES[name] for name in names), unit="parts") as whole:

@@ -20,11 +20,12 @@ from distill.settings import apply_override, explain, render_toml
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
 _FIRST_LINE = "A recipe of distill. `distill compress THIS_FILE` runs it; every value below is the default."
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class FinetuneRecipe(_Section):
@@ -76,7 +77,9 @@ class StudentRecipe(_Section):
     attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
     intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")
     activation: str | None = Field(None, description="Overrides the card's activation: gelu, gelu_new, relu.")
-    inherit_layers: Literal["card", "even", "first", "last", "important"] | list[int] = Field(
+    inherit_layers: (
+        Literal["card", "even", "first", "last", "important"] | Annotated[list[Count], Field(min_length=1)]
+    ) = Field(
         "card",
         description="Teacher layers it starts from: the card's, even, first, last, `important` (measured), or numbers.",
     )
@@ -84,7 +87,7 @@ class StudentRecipe(_Section):
         "teacher",
         description="`teacher` copies what agrees and fits what was cut; `copy` only copies; `random` does neither.",
     )
-    vocabulary: int | Literal["full", "used"] = Field(
+    vocabulary: Count | Literal["full", "used"] = Field(
         "full",
         description="`full` keeps every token; `used` keeps those the transfer set needs; a number keeps that many.",
     )
@@ -161,7 +164,7 @@ class ScheduleRecipe(_Section):
     end: float = Field(1.0, description="Value at `until`.")
     from_: Fraction = Field(0.0, alias="from", description="Share of training at which it begins.")
     until: Fraction = Field(1.0, description="Share of training at which it ends.")
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class TermRecipe(_Section):
@@ -297,9 +300,9 @@ class ExportRecipe(_Section):
 class BenchRecipe(_Section):
     """How latency is measured."""
 
-    lengths: list[int] = Field([16, 32, 64, 128], description="Sequence lengths in tokens.")
-    batches: list[int] = Field([1], description="Sentences a call.")
-    threads: list[int] = Field([1], description="Threads of one session.")
+    lengths: list[Count] = Field([16, 32, 64, 128], min_length=1, description="Sequence lengths in tokens.")
+    batches: list[Count] = Field([1], min_length=1, description="Sentences a call.")
+    threads: list[Count] = Field([1], min_length=1, description="Threads of one session.")
     runs: int = Field(100, ge=3, description="Timed calls a cell.")
 
 
@@ -363,7 +366,7 @@ class Recipe(_Section):
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
-            problems += [explain(item, cls) for item in error.errors()]
+            problems += explain(error.errors(), cls)
         if problems:
             raise RecipeError(problems, where=where)
         return recipe
@@ -387,6 +390,8 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     """What a recipe lacks that no default can stand for, and what contradicts itself."""
     teacher: Any = values.get("teacher") or {}
     data: Any = values.get("data") or {}
+    if not isinstance(teacher, Mapping) or not isinstance(data, Mapping):
+        return []  # which is told of first
     problems = []
     if not any(teacher.get(key) for key in ("checkpoint", "card", "start")):
         problems.append(
@@ -395,7 +400,7 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
         )
     if not data.get("train"):
         problems.append("`data.train` must name the training data; got ''. Give a file or a hub id")
-    members, weights = teacher.get("ensemble") or [], teacher.get("ensemble_weights") or []
+    members, weights = (_listed(teacher.get(key)) for key in ("ensemble", "ensemble_weights"))
     if weights and len(weights) != len(members) + 1:
         problems.append(f"`teacher.ensemble_weights` must be {len(members) + 1} numbers; got {weights!r}")
     elif weights and not any(weights):
@@ -403,14 +408,19 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
     problems += _sharding(values)
     problems += _embeddings(values)
     augment = data.get("augment") or {}
-    if isinstance(augment, Mapping) and "masked" in (augment.get("ways") or []) and not augment.get("model"):
+    if isinstance(augment, Mapping) and "masked" in _listed(augment.get("ways")) and not augment.get("model"):
         problems.append("`data.augment.model` must name a masked language model for the way `masked`; got ''")
     if isinstance(augment, Mapping) and augment.get("copies") and data.get("text_pair"):
         problems.append("`data.augment.copies` must be 0 with `data.text_pair`: pairs are not augmented")
-    labels = data.get("labels") or []
-    if isinstance(labels, list) and len({str(label) for label in labels}) != len(labels):
+    labels = _listed(data.get("labels"))
+    if len({str(label) for label in labels}) != len(labels):
         problems.append(f"`data.labels` must be distinct; got {labels!r}")
     return problems
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of the recipe; empty where there is something else."""
+    return value if isinstance(value, list) else []
 
 
 def _sharding(values: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from distill import processes
 from distill.cache.cached_teacher import encoded_hash
 from distill.cache.labelling import label_rows
-from distill.cards import TeacherCard, load_student_card, load_teacher_card
+from distill.cards import StudentCard, TeacherCard, load_student_card, load_teacher_card
 from distill.checks import check_columns, check_problem
 from distill.data.augmentation import kept_texts
 from distill.data.packing import pack_on_disk
@@ -97,6 +97,11 @@ class Run:
     def card(self) -> TeacherCard | None:
         """The teacher's card, where the recipe names one."""
         return load_teacher_card(self.recipe.teacher.card) if self.recipe.teacher.card else None
+
+    @cached_property
+    def student_card(self) -> StudentCard:
+        """The student's card, before the recipe's own changes to it."""
+        return load_student_card(self.recipe.student.card)
 
     @property
     def start(self) -> str:
@@ -227,11 +232,12 @@ class Run:
 
     @cached_property
     def source_hash(self) -> str:
-        """Content of the teacher's files, or its hub id and commit."""
-        folder = Path(self.source)
+        """Content of the files that the teacher is, or is made from; of a hub id, its commit."""
+        source = self.start or self.source
+        folder = Path(source)
         if not folder.is_dir():
-            config = load_config(self.source, self.revision)
-            return f"{self.source}@{getattr(config, '_commit_hash', None) or self.revision}"
+            config = load_config(source, self.revision)
+            return f"{source}@{getattr(config, '_commit_hash', None) or self.revision}"
         files = [
             path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors", ".txt", ".model")
         ]
@@ -397,7 +403,7 @@ class Run:
         wanted, export = self.recipe.student, self.recipe.export
         student = start_student(
             self.teacher.model,
-            load_student_card(wanted.card),
+            self.student_card,
             self.some_batches,
             overrides={
                 "layers": wanted.layers,
@@ -517,6 +523,8 @@ class Run:
             "max_length": recipe.data.max_length,
             "augment": recipe.data.augment.model_dump(mode="json"),
             "student": recipe.student.model_dump(mode="json"),
+            "card": self.student_card.model_dump(mode="json"),
+            "labels": self.teacher.labels,
             "objective": objective.describe() if objective else None,
             "on_policy": recipe.objective.on_policy.model_dump(mode="json"),
             "training": recipe.training.model_dump(mode="json", exclude=UNSEEN),

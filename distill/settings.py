@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -32,9 +33,20 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise RecipeError([problem], where="--set") from None
 
 
-def explain(item: Any, whole: type[BaseModel]) -> str:
-    """One pydantic finding in the words of the file."""
-    path = [str(step) for step in item["loc"] if not str(step).startswith("function-")]
+def explain(errors: Iterable[Any], whole: type[BaseModel]) -> list[str]:
+    """Pydantic's findings in the words of the file, one a setting: of what may be two things it names both."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for item in errors:
+        path = [str(step) for step in item["loc"] if isinstance(step, int) or step.isidentifier()]
+        problem, _, got = _explain(item, path, whole).partition("; got ")
+        said.setdefault((".".join(path), got), []).append(problem)
+    return [
+        " or ".join([first, *(other.removeprefix(f"`{key}` ") for other in more)]) + (f"; got {got}" if got else "")
+        for (key, got), (first, *more) in said.items()
+    ]
+
+
+def _explain(item: Any, path: list[str], whole: type[BaseModel]) -> str:
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], _known_keys(path[:-1], whole), n=1)
@@ -42,6 +54,9 @@ def explain(item: Any, whole: type[BaseModel]) -> str:
         return f"`{key}` is not a setting.{hint}"
     if item["type"] == "missing":
         return f"`{key}` must be given"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_known_keys(path, whole)[:3])
+        return f"`{key}` must be a section with settings such as {keys}; got {item['input']!r}"
     message = str(item["msg"])
     return f"`{key}` {message[0].lower()}{message[1:]}; got {item['input']!r}"
 

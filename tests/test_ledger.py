@@ -55,8 +55,10 @@ def test_unfinished_work_survives_the_same_inputs_and_no_others(tmp_path):
 
 def test_another_recipe_is_refused_with_what_differs(tmp_path):
     folder = tmp_path / "run"
-    with claim(recipe_in(folder)):
+    with claim(recipe_in(folder, epochs=7)):
         pass
+    with claim(recipe_in(folder)) as ledger:  # of the one before, no stage was begun
+        ledger.once("teacher", {}, dict)
     with claim(recipe_in(folder).model_copy(update={"name": "other"})):
         pass
     with (

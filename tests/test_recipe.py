@@ -109,3 +109,27 @@ def test_embeddings_in_int4_go_with_few_bits_and_operators_of_the_runtime(export
     assert Recipe.parse({**values, "export": export}).export.embeddings == "int8"
     for fine in ({}, {"target": "wasm"}, {"target": "auto"}, {"weights": "blocks-4", "target": "portable"}):
         assert Recipe.parse({**values, "export": {**fine, "embeddings": "int4"}}).export.embeddings == "int4"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"teacher": "my/model"},
+            "`teacher` must be a section with settings such as checkpoint, card, start; got 'my/m",
+        ),
+        ({"data": "rows.csv"}, "`data` must be a section with settings such as train"),
+        ({"teacher": {"checkpoint": "m", "ensemble_weights": 3}}, "`teacher.ensemble_weights` input should be a valid"),
+        ({"data": {"train": "t.csv", "augment": {"ways": 3}}}, "`data.augment.ways` input should be a valid list"),
+        ({"bench": {"lengths": [0]}}, "`bench.lengths.0` input should be greater than or equal to 1; got 0"),
+        ({"bench": {"batches": []}}, "`bench.batches` list should have at least 1 item"),
+        ({"training": {"epochs": float("inf")}}, "`training.epochs` input should be a finite number"),
+        ({"student": {"vocabulary": -5}}, "than or equal to 1 or input should be 'full' or 'used'; got -5"),
+        ({"student": {"inherit_layers": [0]}}, "`student.inherit_layers"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(values, problem):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse({**MINIMAL, **values})
+    assert problem in str(caught.value)
+    assert "[" not in str(caught.value).partition("`")[2].partition("`")[0]  # the setting, not how pydantic found it

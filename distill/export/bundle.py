@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.errors import BundleError
 from distill.export.modelcard import model_card
-from distill.export.ort_format import write_ort
+from distill.export.ort_format import write_ort_files
 from distill.export.pieces import bytes_of, files_of, renamed
 from distill.export.runtime import FULL, QUANTIZED, Bundle, open_graph
 from distill.export.sessions import Sums, sums_of
@@ -86,8 +86,7 @@ def _fill(folder: Path, contents: Contents) -> None:
             shutil.copyfile(file, new)
     if contents.ort:
         arm = open_graph(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
-        for file in files_of(folder / QUANTIZED):
-            write_ort(file, folder / "onnx", arm=arm)
+        write_ort_files(files_of(folder / QUANTIZED), folder / "onnx", arm=arm)
     reads = HEADS[contents.task].reads
     needed = ["config.json", *(TOKENIZER_FILES[:2] if "text" in reads else ()), *([CONFIG] if "image" in reads else ())]
     for name in dict.fromkeys((*needed, WRITING, *TOKENIZER_FILES)):

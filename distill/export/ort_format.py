@@ -12,12 +12,14 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
 
 from distill.errors import ExportError
+from distill.files import write_text
 
 CONFIG = "required_operators.config"
 
@@ -30,7 +32,7 @@ class OrtFile:
         path: Where it is.
         bytes: Its size.
         config: What `build.sh --include_ops_by_config` takes.
-        operators: What it needs, `domain;opset;names` a line.
+        operators: What all files of the list need, `domain;opset;names` a line.
     """
 
     path: Path
@@ -52,11 +54,35 @@ def write_ort(onnx_path: str | Path, folder: str | Path, *, arm: bool = True) ->
     Raises:
         ExportError: ONNX Runtime cannot convert the file.
     """
+    return write_ort_files([onnx_path], folder, arm=arm)[0]
+
+
+def write_ort_files(onnx_paths: Sequence[str | Path], folder: str | Path, *, arm: bool = True) -> list[OrtFile]:
+    """`write_ort` of files that ship together, such as an encoder and its decoder: one list of operators for all.
+
+    Args:
+        onnx_paths: As there.
+        folder: As there.
+        arm: As there.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    made = [_convert(Path(path), target, arm) for path in onnx_paths]
+    needed: dict[str, set[str]] = {}
+    for _, lines in made:
+        for line in lines:
+            opset, _, names = line.rpartition(";")
+            needed.setdefault(opset, set()).update(names.split(","))
+    operators = tuple(f"{opset};{','.join(sorted(names))}" for opset, names in sorted(needed.items()))
+    write_text(target / CONFIG, "\n".join(operators) + "\n")
+    return [OrtFile(path, path.stat().st_size, target / CONFIG, operators) for path, _ in made]
+
+
+def _convert(source: Path, target: Path, arm: bool) -> tuple[Path, list[str]]:
+    """The .ort file in `target`, and its operators as the tool lists them: `domain;opset;names`."""
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    source, target = Path(onnx_path), Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    path, config = target / source.with_suffix(".ort").name, target / CONFIG
+    path = target / source.with_suffix(".ort").name
     with tempfile.TemporaryDirectory(dir=target, prefix=".ort-") as made:
         try:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -74,7 +100,5 @@ def write_ort(onnx_path: str | Path, folder: str | Path, *, arm: bool = True) ->
         onnxruntime.InferenceSession(str(found), providers=["CPUExecutionProvider"])
         os.replace(found, path)
         (listed,) = Path(made).glob("*.config")
-        os.replace(listed, config)
-    lines = [line.strip() for line in config.read_text(encoding="utf-8").splitlines()]
-    operators = tuple(line for line in lines if line and not line.startswith(("#", "!")))
-    return OrtFile(path, path.stat().st_size, config, operators)
+        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+    return path, [line for line in lines if line and not line.startswith(("#", "!"))]

@@ -60,8 +60,7 @@ def refuse_external_data(path: Path) -> None:
 def _points_outside(data: mmap.mmap, at: int, end: int, message: int) -> bool:
     """Whether a tensor between `at` and `end`, which hold one `message`, has its values in another file."""
     while at < end:
-        key, at = _varint(data, at)
-        field, kind = key >> 3, key & 7
+        field, kind, at = _tag(data, at)
         value = 0
         if kind == 0:  # a whole number
             value, after = _varint(data, at)
@@ -113,8 +112,7 @@ def _strings(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, 
 def _fields(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, begin and end of every field of bytes between `at` and `end`."""
     while at < end:
-        key, at = _varint(data, at)
-        field, kind = key >> 3, key & 7
+        field, kind, at = _tag(data, at)
         if kind == 0:
             _, at = _varint(data, at)
             continue
@@ -122,6 +120,17 @@ def _fields(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, i
         if kind == 2:
             yield field, at, at + size
         at += size
+
+
+def _tag(data: mmap.mmap | bytes, at: int) -> tuple[int, int, int]:
+    """Number and wire type of a field, and where its value begins.
+
+    Protobuf's readers in C++ drop what is above 32 bits, so a longer tag is one field here and another one there.
+    """
+    tag, at = _varint(data, at)
+    if not 8 <= tag < 1 << 32:
+        raise ValueError(f"tag {tag}")
+    return tag >> 3, tag & 7, at
 
 
 def _varint(data: mmap.mmap | bytes, at: int) -> tuple[int, int]:

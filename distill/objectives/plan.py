@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -104,19 +104,41 @@ def plan_terms(
     Raises:
         ObjectiveError: Naming every problem of every term at once.
     """
-    problems: list[str] = [] if terms else ["the objective has no terms; give one at least, or a preset"]
+    problems = term_problems(terms, losses) if terms else ["the objective has no terms; give one at least, or a preset"]
     plans = []
-    for term, name in zip(terms, unique_names([term.loss for term in terms]), strict=True):
+    for term, name in _named(terms):
         if term.loss in losses:
             plans.append(_plan(term, name, losses, (student, teacher), inherited, problems))
-        else:
-            problems.append(f"loss {term.loss!r} does not exist; {_near(term.loss, losses)}")
     quiet = silent_stretch([plan.weight for plan in plans]) if plans and not problems else None
     if quiet:
         problems.append(f"every weight is 0 from {quiet[0]:.0%} to {quiet[1]:.0%} of training; let the stages meet")
     if problems:
         raise ObjectiveError("; ".join(problems), where="objective")
     return plans
+
+
+def term_problems(terms: Sequence[TermRecipe], losses: Mapping[str, Loss]) -> list[str]:
+    """What is wrong with terms whatever the models are, one line each: names, options, schedules."""
+    problems = []
+    for term, name in _named(terms):
+        if term.loss not in losses:
+            problems.append(f"loss {term.loss!r} does not exist; {_near(term.loss, losses)}")
+            continue
+        loss = losses[term.loss]
+        problems += _option_problems(term, name, loss, _own_options(term, loss))
+        problems += schedule_problems(schedule_of(term.weight), f"weight of {name}", positive=False)
+        if term.temperature is None:
+            continue
+        if "temperature" in loss.options:
+            problems += schedule_problems(schedule_of(term.temperature), f"temperature of {name}", positive=True)
+        else:
+            having = ", ".join(key for key, other in losses.items() if "temperature" in other.options)
+            problems.append(f"{name} has no temperature; take it away (these have one: {having})")
+    return problems
+
+
+def _named(terms: Sequence[TermRecipe]) -> Iterator[tuple[TermRecipe, str]]:
+    return zip(terms, unique_names([term.loss for term in terms]), strict=True)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -139,10 +161,7 @@ def _plan(
 ) -> Plan:
     loss = losses[term.loss]
     own = _own_options(term, loss)
-    options = _options(term, name, loss, own, problems)
-    weight = schedule_of(term.weight)
-    problems += schedule_problems(weight, f"weight of {name}", positive=False)
-    temperature = _temperature(term, name, losses, problems)
+    options = _options(term, loss, own)
     layers = _layers(term, name, loss, models, inherited, problems)
     if "relation_heads" in loss.options and not options["relation_heads"]:
         options["relation_heads"] = shared_heads(*(shape.attention_width for shape in models))
@@ -158,8 +177,8 @@ def _plan(
     return Plan(
         name=name,
         loss=loss,
-        weight=weight,
-        temperature=temperature,
+        weight=schedule_of(term.weight),
+        temperature=_temperature(term, loss),
         options={key: value for key, value in options.items() if key not in own},
         layers=layers,
         widths=_widths(loss, models),
@@ -183,9 +202,14 @@ def _own_options(term: TermRecipe, loss: Loss) -> dict[str, Any]:
     return own
 
 
-def _options(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _options(term: TermRecipe, loss: Loss, own: Mapping[str, Any]) -> dict[str, Any]:
     """All options with their values, temperature aside."""
     known = {key: value for key, value in {**own, **loss.options}.items() if key != "temperature"}
+    return {**known, **{key: value for key, value in term.options.items() if key in known}}
+
+
+def _option_problems(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, Any]) -> list[str]:
+    known, problems = _options(term.model_copy(update={"options": {}}), loss, own), []
     for key, value in term.options.items():
         if key == "temperature":
             problems.append(f"{name}: temperature stands beside `options`, not in it")
@@ -200,7 +224,7 @@ def _options(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, Any], pr
             problems.append(
                 f"{name}: {key} must be a whole number of rows up to 1,000,000; got {value!r}; 4096 would do"
             )
-    return {**known, **{key: value for key, value in term.options.items() if key in known}}
+    return problems
 
 
 def _choices(option: str, loss: Loss, own: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -222,16 +246,11 @@ def _same_kind(value: Any, default: Any) -> bool:
     return isinstance(value, list | tuple) if isinstance(default, list | tuple) else isinstance(value, type(default))
 
 
-def _temperature(term: TermRecipe, name: str, losses: Mapping[str, Loss], problems: list[str]) -> Schedule | None:
-    default = losses[term.loss].options.get("temperature")
+def _temperature(term: TermRecipe, loss: Loss) -> Schedule | None:
+    default = loss.options.get("temperature")
     if default is None:
-        if term.temperature is not None:
-            having = ", ".join(key for key, loss in losses.items() if "temperature" in loss.options)
-            problems.append(f"{name} has no temperature; take it away (these have one: {having})")
         return None
-    schedule = schedule_of(default if term.temperature is None else term.temperature)
-    problems += schedule_problems(schedule, f"temperature of {name}", positive=True)
-    return schedule
+    return schedule_of(default if term.temperature is None else term.temperature)
 
 
 def _layers(

@@ -13,7 +13,7 @@ import pytest
 
 from distill.errors import BundleError, ExportError
 from distill.export.graph import write
-from distill.export.ort_format import write_ort
+from distill.export.ort_format import write_ort, write_ort_files
 from distill.export.passes import apply_passes, passes_for
 from distill.export.precision import halve_weights, quantize_weights, store_floats_within
 from distill.export.quantize import quantize_dynamic_int8
@@ -165,3 +165,19 @@ def test_the_runtime_loads_ort_files(fp32: Path, tiny: Callable[[str], Any], tmp
     broken.write_bytes(made.path.read_bytes()[:500])
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
         OnnxModel(broken)
+
+
+def test_two_files_that_ship_together_share_one_list_of_operators(tmp_path: Path) -> None:
+    """A runtime that was reduced to the decoder's operators could not read the encoder."""
+    for kind in ("Sin", "Sigmoid"):
+        value = onnx.helper.make_tensor_value_info
+        node = onnx.helper.make_node(kind, ["x"], ["y"])
+        ends = [[value(name, onnx.TensorProto.FLOAT, [None])] for name in ("x", "y")]
+        graph = onnx.helper.make_graph([node], kind, *ends)
+        opsets = [onnx.helper.make_opsetid("", 20)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / f"{kind}.onnx")
+    made = write_ort_files([tmp_path / "Sin.onnx", tmp_path / "Sigmoid.onnx"], tmp_path / "phone")
+    lines = (tmp_path / "phone/required_operators.config").read_text().splitlines()
+    assert tuple(lines) == made[0].operators == made[1].operators
+    assert {name for line in lines for name in line.split(";")[2].split(",")} == {"Sin", "Sigmoid"}
+    assert sorted(path.name for path in (tmp_path / "phone").glob("*.ort")) == ["Sigmoid.ort", "Sin.ort"]
