@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from distill.errors import BundleError, DataError
@@ -312,12 +313,11 @@ def test_weights_kept_outside_are_refused_wherever_they_are_named(
 def test_a_tag_that_readers_read_differently_is_refused(own_bundle: Path) -> None:
     """ONNX Runtime drops what is above 32 bits, and finds the graph in a field that seems unknown."""
     model = onnx.load(own_bundle / QUANTIZED)
-    in_initializer(model)
     graph = model.graph.SerializeToString()
     model.ClearField("graph")
     size = bytes(len(graph) >> 7 * place & 127 | (128 if place < 4 else 0) for place in range(5))
     (own_bundle / QUANTIZED).write_bytes(model.SerializeToString() + b"\xba\x80\x80\x80\x10" + size + graph)
-    assert onnx.load(own_bundle / QUANTIZED, load_external_data=False).graph.node
+    assert onnxruntime.InferenceSession(own_bundle / QUANTIZED, providers=["CPUExecutionProvider"]).get_outputs()
     with pytest.raises(BundleError, match="it is no ONNX file"):
         refuse_external_data(own_bundle / QUANTIZED)
 
