@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The torch build tested here. On Linux PyPI's own build brings CUDA along: set TORCH to the build you want.
 TORCH ?= torch==2.13.0
-JOBS ?= 2
+JOBS ?= 3
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help demo test lint bench clean
