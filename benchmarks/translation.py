@@ -104,7 +104,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for targets in options.targets:
         recipe = recipe_of(
-            targets,
+            f"student-{targets}",
             files,
             options,
             teacher={"checkpoint": checkpoint},
