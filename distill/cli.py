@@ -283,7 +283,7 @@ def predict(
     if pair and len(pair) != len(texts or []):
         raise typer.BadParameter(f"{len(texts or [])} texts and {len(pair)} --pair: give one for each text")
     given: Any = list(zip(texts, pair, strict=True)) if texts and pair else texts
-    lines = given if given else (line.rstrip("\n") for line in sys.stdin)
+    lines = given if given else (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin)
     for text, prediction in zip(*_twice(lines, loaded, max_new_tokens), strict=False):
         if as_json:
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))

@@ -5,6 +5,7 @@ A task names its kinds; a new kind enters `INPUTS` or `TARGETS`.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -16,7 +17,11 @@ from typing import Any
 import datasets
 
 from distill.errors import DataError
+from distill.heads.base import whole
 from distill.heads.images import encode_image, read_image
+
+LARGEST = 3.4028235e38
+"""Largest number of 32 bits."""
 
 Read = tuple[Any, str | None]
 """A value and None, or None and what is wrong with it."""
@@ -64,7 +69,7 @@ class Target:
 
 def _read_text(value: Any, column: str) -> Read:
     if isinstance(value, str):
-        return (value, None) if value.strip() else (None, f"{column!r} is empty")
+        return (whole(value), None) if value.strip() else (None, f"{column!r} is empty")
     if missing(value):
         return None, f"{column!r} is missing"
     if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
@@ -115,7 +120,7 @@ def _read_words(value: Any, column: str) -> Read:
     if not value:
         return None, f"{column!r} is empty"
     blank = next((number for number, word in enumerate(value, 1) if not word.strip()), None)
-    return (None, f"word {blank} of {column!r} is empty") if blank else (list(value), None)
+    return (None, f"word {blank} of {column!r} is empty") if blank else ([whole(word) for word in value], None)
 
 
 def read_class(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
@@ -124,7 +129,7 @@ def read_class(value: Any, column: str, class_names: Sequence[str] | None) -> Re
     if missing(value) or (isinstance(value, str) and value.strip().casefold() in ("", "nan")):
         return None, f"{column!r} is missing"
     if isinstance(value, str):
-        name = value.strip()
+        name = whole(value.strip())
     elif isinstance(value, (list, tuple, dict)):
         pass
     elif class_names is not None:
@@ -160,7 +165,10 @@ def _read_number(value: Any, column: str, class_names: Sequence[str] | None) -> 
         number = float(value)
     except (TypeError, ValueError):
         return None, f"{column!r} is no number; it holds {value!r:.40}"
-    return (number, None) if math.isfinite(number) else (None, f"{column!r} is {number}, not a finite number")
+    except OverflowError:
+        number = math.inf
+    finite = abs(number) <= LARGEST  # what a model computes with
+    return (number, None) if finite else (None, f"{column!r} is {number}, not a finite number")
 
 
 def _read_classes(value: Any, column: str, class_names: Sequence[str] | None) -> Read:
@@ -178,6 +186,8 @@ def _read_classes(value: Any, column: str, class_names: Sequence[str] | None) ->
         if problem is not None:
             return None, problem
         names.append(name)
+    if len(set(names)) < len(names) and set(names) <= {"0", "1"}:
+        return None, f"{column!r} has a 0 or 1 for every label; give the names of those that apply"
     return sorted(set(names)), None
 
 
@@ -225,12 +235,13 @@ def _read_nothing(value: Any, column: str, class_names: Sequence[str] | None) ->
 
 
 def _from_json(value: Any) -> Any:
-    """What a CSV holds of a list or a mapping."""
+    """What a CSV holds of a list or a mapping: JSON, or as Python and pandas write them."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
     return value
 
 

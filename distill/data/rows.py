@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -192,9 +193,24 @@ class UsableRows:
 
 
 def name_labels(
-    sides: dict[str, Rows], class_names: list[str] | None, wanted: Sequence[str] | None, skip: bool, report: list[str]
+    sides: dict[str, Rows],
+    class_names: list[str] | None,
+    wanted: Sequence[str] | None,
+    skip: bool,
+    report: list[str],
+    *,
+    least: int = 2,
 ) -> tuple[list[str], dict[str, Rows]]:
-    """Label names in order, and the sides with labels of those names alone; no names where labels are none."""
+    """Label names in order, and the sides with labels of those names alone; no names where labels are none.
+
+    Args:
+        sides: By role; `train` has the labels.
+        class_names: What the file calls its classes.
+        wanted: What the recipe calls them.
+        skip: Rows of unknown labels are left out, not refused.
+        report: Gets a line for what was done.
+        least: So many labels have to occur: two to learn from, none to measure with.
+    """
     if sides["train"].target.names is None:
         return [], sides
     seen = _count_names(sides["train"])
@@ -203,9 +219,9 @@ def name_labels(
         report.append("labels: " + ", ".join(f"{number} is {name}" for number, name in enumerate(wanted)))
         seen = _count_names(sides["train"])
     names = list(wanted or class_names or sorted(seen, key=_numerically))
-    if len(seen) < 2:
+    if len(seen) < least:
         raise DataError(
-            f"every row has the label {next(iter(seen))!r}",
+            f"{next(iter(seen))!r} is the only label" if seen else "no row has a label",
             where=sides["train"].name,
             fix="A classifier needs two at least: look at data.label, and at how the file was made.",
         )
@@ -256,6 +272,6 @@ def _rename(rows: Rows, names: Sequence[str]) -> Rows:
     return replace(rows, labels=[None if label is None else rows.target.rename(label, new) for label in rows.labels])
 
 
-def _numerically(name: str) -> tuple[int, int, str]:
-    """0, 1, 2, 10 before words."""
-    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
+def _numerically(name: str) -> tuple[int, float, str]:
+    """0, 1, 2.0, 10 before words."""
+    return (0, float(name), name) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) else (1, 0.0, name)

@@ -276,7 +276,10 @@ def _labelled_images(path: Path) -> list[tuple[str, str]]:
     return [
         (file.relative_to(path).as_posix(), file.parent.name)
         for file in sorted(path.glob("*/*"))
-        if file.suffix.lower() in IMAGES and file.is_file()
+        if file.suffix.lower() in IMAGES
+        and file.is_file()
+        and not file.parent.name.startswith(".")
+        and not file.name.startswith(".")
     ]
 
 

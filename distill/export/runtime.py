@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from distill.errors import BundleError
+from distill.errors import BundleError, DataError
 from distill.export.pieces import files_of, towers
 from distill.export.sessions import open_session
 from distill.export.single_file import is_ort_file, metadata_of, refuse_external_data
@@ -254,6 +254,8 @@ class Bundle:
             new_tokens: How many are written behind each text at most, where the bundle writes; None leaves it to the
                 bundle, 0 writes nothing.
         """
+        if isinstance(texts, str):
+            raise DataError("one text is no list of texts", where="predict", fix="Give [text], or call bundle(text).")
         if self.prefix:
             texts = [self.head.prefixed(text, self.prefix) for text in texts]
         found = self.head.windows(self.reader, texts)
@@ -334,8 +336,9 @@ class Bundle:
         if self.model.encodes:
             return self.model.write(self._source(ids), rules)[0]
         longest = int(self.rules.get("context", self.max_length))
-        rules = replace(rules, max_new_tokens=min(rules.max_new_tokens, longest - 1))
         last = list(ids)[: -1 if len(ids) > 1 and ids[-1] in rules.ends else None]  # the tokenizer's own end
+        room = longest - len(last) if len(last) < longest else longest // 2  # what fits is read whole
+        rules = replace(rules, max_new_tokens=min(rules.max_new_tokens, room))
         prompt = last[-(longest - rules.max_new_tokens) :]
         if rules.beams > 1:
             return beam(self.model.step, prompt, rules)[0][0]

@@ -149,10 +149,15 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
         return tokenizer.encode_batch([clean(text, row) for row, text in enumerate(texts)])
 
 
+def whole(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def clean(text: Any, row: int) -> str | tuple[str, str]:
     """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
     if isinstance(text, str):
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return whole(text)
     if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
-        return str(clean(text[0], row)), str(clean(text[1], row))
+        return whole(text[0]), whole(text[1])
     raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings.")

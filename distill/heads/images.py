@@ -196,7 +196,9 @@ def _decoded(content: bytes, where: str) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of what is too large to be an honest image, and of what is cut off
-            with pillow.open(io.BytesIO(content)) as image:
+            warnings.filterwarnings("ignore", "Palette images with Transparency")
+            with pillow.open(io.BytesIO(content)) as stored:
+                image = _upright(stored)
                 return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more, by format
         reason = " ".join(str(error).split())[:100]
@@ -246,6 +248,13 @@ def _both(size: Any) -> tuple[int, int] | None:
     if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
         return int(size["height"]), int(size["width"])
     return (int(size), int(size)) if isinstance(size, int) else None
+
+
+def _upright(image: Any) -> Any:
+    """As it is to be seen: a camera may store it sideways, and say so."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
 
 
 def _pillow() -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from distill.errors import DataError
-from distill.heads.base import Asked, Head, Text, Window, encode_texts, window
+from distill.heads.base import Asked, Head, Text, Window, encode_texts, whole, window
 
 STRIDE = 0.25
 """Share of a window that the next one repeats, so that every word is read with words on both sides."""
@@ -76,7 +76,7 @@ class Tagger(Head):
         found: list[Any] = []
         for row, text in enumerate(texts):
             if isinstance(text, list) and text and all(isinstance(word, str) for word in text):
-                found.append(tokenizer.encode(text, is_pretokenized=True))
+                found.append(tokenizer.encode([whole(word) for word in text], is_pretokenized=True))
             elif isinstance(text, str):
                 found += encode_texts(tokenizer, [text])
             else:
@@ -95,7 +95,11 @@ class Tagger(Head):
             tags.append(labels[int(row.argmax())])
             sure.append(float(row.max()))
         spans = [words[number][1] for number in sorted(words)]
-        return Tagging(entities(text, spans, tags, sure), tags)
+        found = entities(text, spans, tags, sure)
+        if isinstance(asked.text, list):  # a word without a token, such as a lone accent, has no entity
+            told = dict(zip(sorted(words), tags, strict=True))
+            tags = [told.get(number, "O") for number in range(len(asked.text))]
+        return Tagging(found, tags)
 
 
 def entities(text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float]) -> list[Entity]:

@@ -172,5 +172,5 @@ def labelled_rows(bundle: Bundle, columns: DataRecipe, source: str) -> Rows:
     report: list[str] = []
     table = read_table(source, "test")
     sides = {"train": usable_rows(table, named, report)}
-    _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report)
+    _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report, least=0)
     return sides["train"]

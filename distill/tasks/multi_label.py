@@ -120,4 +120,4 @@ def best_threshold(gold: Array, probabilities: Array) -> float:
     f1[:-1][said[:-1] == said[1:]] = 0.0  # a threshold cannot part equals
     best = int(f1.argmax())
     below = float(said[best + 1]) if best + 1 < len(said) else 0.0
-    return round((float(said[best]) + below) / 2.0, 6)
+    return (float(said[best]) + below) / 2.0

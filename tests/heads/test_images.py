@@ -99,3 +99,18 @@ def test_an_image_that_is_cut_off_is_refused():
 def test_a_processor_that_does_something_else_is_refused(config, reason):
     with pytest.raises(DataError, match=reason):
         Preprocessing.of(config)
+
+
+def test_an_image_that_was_stored_sideways_is_read_upright():
+    """As `datasets` and transformers read what a phone took."""
+    whole, stored = Image.new("RGB", (16, 8)), io.BytesIO()
+    exif = whole.getexif()
+    exif[0x0112] = 6
+    whole.save(stored, "JPEG", exif=exif)
+    assert read_image(stored.getvalue()).shape == (16, 8, 3)
+
+
+def test_a_palette_with_transparency_is_an_image():
+    stored = io.BytesIO()
+    Image.new("P", (8, 8)).save(stored, "PNG", transparency=bytes([0, 128]))
+    assert read_image(stored.getvalue()).shape == (8, 8, 3)

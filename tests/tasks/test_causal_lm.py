@@ -186,6 +186,11 @@ def test_a_language_model_goes_the_whole_way(finished, outputs_of):
     write = transformers_pipeline("text-generation", model=str(result.folder / "student"))
     written = write(text, max_new_tokens=8, do_sample=False, return_full_text=False)[0]["generated_text"]
     assert bundle.predict([text], new_tokens=8)[0].text == written != ""
+    whole, longest = bundle.encode([text])[0]["input_ids"], bundle.rules["context"]
+    more = write(text, max_new_tokens=longest - len(whole), do_sample=False, return_full_text=False)[0]
+    assert (
+        bundle.predict([text], new_tokens=longest)[0].text == more["generated_text"]
+    )  # the prompt is not cut for room
     bench = json.loads((result.folder / "results.json").read_text())["bench"]
     assert {cell["step"] for cell in bench["cells"]} == {True, False}
 

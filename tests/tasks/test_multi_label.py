@@ -50,6 +50,9 @@ def test_the_best_threshold_by_hand():
     assert best_threshold(gold, np.array([0.9, 0.1, 0.4, 0.2])) == pytest.approx(0.3)
     assert best_threshold(gold, np.array([0.5, 0.5, 0.5, 0.5])) == pytest.approx(0.25)  # equals cannot be parted
     assert best_threshold(np.zeros(4, bool), np.array([0.9, 0.1, 0.4, 0.2])) == 0.5
+    for told in ([9e-7, 8e-7, 2e-8, 1e-8], [0.9999999, 0.9999998, 0.9999996, 0.9]):  # as sure models say it
+        probabilities = np.array(told, np.float32)
+        assert (probabilities >= best_threshold(np.array([1, 1, 0, 0], bool), probabilities)).tolist() == [1, 1, 0, 0]
 
 
 def test_a_label_is_told_with_its_least_sure_decision():

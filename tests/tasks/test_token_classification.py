@@ -211,6 +211,9 @@ def test_words_and_long_texts(finished):
     words = ["add", "this", "song", "to", "my", "playlist", "please"]
     split, joined = bundle.predict([words, " ".join(words)])
     assert split.tags == joined.tags
+    (odd,) = bundle.predict([["add", "\u200b", "cut off \ud83d", "song"]])
+    assert len(odd.tags) == 4  # a label a word, of one without a token too
+    assert odd.tags[1] == "O"
     assert len(bundle(" ".join(words * 30)).tags) == 210  # of which the graph reads about 60 at a time
     with pytest.raises(DataError, match=r"text 1: \('a', 'b'\) is no text"):
         bundle.predict(["a", ("a", "b")])
