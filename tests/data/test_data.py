@@ -293,7 +293,7 @@ def test_label_never_seen_in_training(tmp_path, rows, train):
 
 def test_one_class_only(tmp_path, rows):
     path = write_csv(tmp_path / "a.csv", [(text, "good") for text, _ in rows])
-    with pytest.raises(DataError, match=r"a\.csv: every row has the label 'good'\. A classifier needs two"):
+    with pytest.raises(DataError, match=r"a\.csv: 'good' is the only label\. A classifier needs two"):
         load_splits(path)
 
 
