@@ -156,7 +156,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "task": task,
         "about": (TASKS[task][0].__doc__ or "").split(":")[0].rstrip("."),
-        "rows": found["data"],
+        "rows": {**found["data"], "source": Path(found["data"]["source"]).name},  # no folder of this machine
         "metric": metric,
         "scores": {role: row["metrics"].get(metric) for role, row in models.items()},
         "retention": small["retention"],

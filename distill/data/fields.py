@@ -84,12 +84,12 @@ def _in_folder(value: Any, folder: Path | None) -> Any:
         return _from_json(value)
     if folder is None:
         return {"wrong": f"{path!r:.80} is a path, and the data is no file that it could stand beside"}
-    whole = folder / path
-    if not whole.resolve().is_relative_to(folder.resolve()):
+    file = folder / path
+    if not file.resolve().is_relative_to(folder.resolve()):
         return {"wrong": f"the image {path!r:.80} lies outside {folder}"}
-    if not whole.is_file():
+    if not file.is_file():
         return {"wrong": f"there is no image file {path!r:.80} in {folder}"}
-    return {"bytes": whole.read_bytes(), "path": path}
+    return {"bytes": file.read_bytes(), "path": path}
 
 
 def _read_picture(value: Any, column: str) -> Read:

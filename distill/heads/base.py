@@ -150,12 +150,12 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
 
 
 def whole(text: str) -> str:
-    """The text with U+FFFD for halves of surrogate pairs."""
+    """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def clean(text: Any, row: int) -> str | tuple[str, str]:
-    """The text with U+FFFD for halves of surrogate pairs, as browsers do it, which UTF-8 cannot hold."""
+    """A text or a pair of texts, each made `whole`; anything else is refused."""
     if isinstance(text, str):
         return whole(text)
     if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
