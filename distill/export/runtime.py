@@ -364,10 +364,28 @@ class Bundle:
         return self.head.prove({self.model.outputs[0]: np.concatenate(said, axis=1)[0], "input_ids": ids[0]})
 
     def stream(self, texts: Iterable[Text], *, batch_size: int = 32, new_tokens: int | None = None) -> Iterator[Any]:
-        """Predictions in order for any number of texts, holding a few hundred at a time."""
-        waiting = iter(texts)
+        """Predictions in order for any number of texts, holding a few hundred at a time.
+
+        Raises:
+            DataError: A text is none that the task takes, named by its place; those before it are answered.
+        """
+        waiting, first = iter(texts), 0
         while chunk := list(islice(waiting, STREAM)):
-            yield from self.predict(chunk, batch_size=batch_size, new_tokens=new_tokens)
+            try:
+                found: Iterable[Any] = self.predict(chunk, batch_size=batch_size, new_tokens=new_tokens)
+            except DataError:
+                found = self._until_refused(chunk, first, new_tokens)
+            yield from found
+            first += len(chunk)
+
+    def _until_refused(self, texts: Sequence[Text], first: int, new_tokens: int | None) -> Iterator[Any]:
+        """Asks texts alone until the one at fault, counted on from `first`."""
+        for place, text in enumerate(texts, first):
+            try:
+                yield from self.predict([text], new_tokens=new_tokens)
+            except DataError as error:
+                where = f"text {place}" if error.where == "text 0" else error.where
+                raise DataError(error.what, where=where, fix=error.fix) from None
 
     def encode(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
         """Token ids and token types of each text's first window, special tokens included; no prefix is put before it.

@@ -100,6 +100,17 @@ def test_streaming_keeps_order_and_holds_little(shared_bundle: Any) -> None:
     assert labels == [again[number % len(again)].label for number in range(2000)]
 
 
+def test_a_stream_answers_what_stands_before_a_text_that_it_refuses(shared_bundle: Any) -> None:
+    bundle = Bundle.load(shared_bundle.folder, file=FULL)
+    place = STREAM + 3
+    texts = [*(shared_bundle.texts[number % 5] for number in range(place)), None, "behind it"]
+    answered = []
+    with pytest.raises(DataError, match=rf"^text {place}: None is no text\."):
+        answered.extend(prediction.label for prediction in bundle.stream(texts))
+    again = bundle.predict(shared_bundle.texts[:5])
+    assert answered == [again[number % 5].label for number in range(place)]
+
+
 def test_memory_of_a_stream_does_not_grow(tiny_bundle: Path) -> None:
     """Ten times the texts take the same memory: measured in a process of its own, by the kernel."""
     program = (
