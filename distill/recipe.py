@@ -77,6 +77,9 @@ class StudentRecipe(_Section):
     attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
     intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")
     activation: str | None = Field(None, description="Overrides the card's activation: gelu, gelu_new, relu.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None, description="Overrides the card's share of values that are dropped while it learns."
+    )
     inherit_layers: (
         Literal["card", "even", "first", "last", "important"] | Annotated[list[Count], Field(min_length=1)]
     ) = Field(

@@ -412,6 +412,7 @@ class Run:
                 "attention_heads": wanted.attention_heads,
                 "intermediate_size": wanted.intermediate_size,
                 "activation": wanted.activation,
+                "dropout": wanted.dropout,
             },
             layers=wanted.inherit_layers,
             init=wanted.init,

@@ -208,6 +208,8 @@ def shape_config(
         config = _as_mobilebert(teacher, card, shape, inner, activation)
     else:
         config = _as_distilbert(teacher, shape, inner, activation)
+    if card.dropout != "teacher":
+        _set_dropout(config, card.dropout)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
@@ -397,6 +399,13 @@ def _put(values: dict[str, Any], names: Sequence[str], value: Any, *, only_if: b
     key = next((name for name in names if name in values), None)
     if only_if and key is not None:
         values[key] = value
+
+
+def _set_dropout(config: PretrainedConfig, share: float) -> None:
+    """In place of every dropout above 0, under whichever name; whole layers that are dropped are another matter."""
+    for key, value in config.to_dict().items():
+        if "drop" in key and "layerdrop" not in key and isinstance(value, float) and value > 0.0:
+            setattr(config, key, share)
 
 
 def _as_distilbert(teacher: PretrainedConfig, shape: dict[str, int], inner: int, activation: str) -> PretrainedConfig:

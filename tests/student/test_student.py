@@ -253,6 +253,21 @@ def test_regrouped_heads_and_another_activation_are_said_aloud():
     )
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "deberta-v2"])
+def test_a_student_drops_what_its_card_says_wherever_its_teacher_drops_some(family):
+    def shares(model):
+        return {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+
+    teacher = tiny(family)
+    dropped = {name for name, share in shares(teacher).items() if share}
+    assert dropped
+    same = shares(build_student(teacher, card()).model)
+    assert {same[name] for name in dropped & set(same)} == {shares(teacher)[name] for name in dropped}
+    assert not any(shares(build_student(teacher, card(dropout=0.0)).model).values())
+    some = shares(build_student(teacher, card(), overrides={"dropout": 0.25}).model)
+    assert {share for name, share in some.items() if name in dropped} == {0.25}
+
+
 def test_overrides_replace_what_the_card_says():
     teacher = tiny("bert")
     student = build_student(
