@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--pieces", type=int, default=2000)
+    parser.add_argument("--dropout", type=float, help="of the students and the baseline, in place of the teacher's")
     parser.add_argument("--presets", nargs="+", default=["language"], help="one student each, and a baseline beside")
     options = parser.parse_args()
     start = options.output / "start"
@@ -86,7 +87,7 @@ def main() -> None:
             preset,
             options,
             teacher={"checkpoint": str(checkpoint)},
-            student={"card": "layers-4", "layers": 2},
+            student={"card": "layers-4", "layers": 2, "dropout": options.dropout},
             objective={"preset": preset},
             training={**steps, "epochs": options.epochs, "baseline": preset == options.presets[0]},
             export={"target": machine_target()},
@@ -99,7 +100,8 @@ def main() -> None:
         validation = max(point["likelihood"] for point in curve if "likelihood" in point)
         students[preset] = {"validation": validation, "stages": results["stages"], "models": shown(results["models"])}
     best = sorted(students, key=lambda preset: -students[preset]["validation"])
-    sizes = {name: getattr(options, name) for name in ("epochs", "teacher_epochs", "learning_rate", "width", "pieces")}
+    asked = ("epochs", "teacher_epochs", "learning_rate", "width", "pieces", "dropout")
+    sizes = {name: getattr(options, name) for name in asked}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         options.output / "summary.json",

@@ -122,8 +122,9 @@ class StudentCard(_Card):
     )
     feed_forwards: Count = Field(1, description="Feed-forwards of a bottleneck layer, one behind the other.")
     activation: str = Field("teacher", description="Activation inside the feed-forward, such as `gelu` or `relu`.")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["teacher"] = Field(
-        "teacher", description="Share of values that are dropped while it learns, wherever its teacher drops some."
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["teacher"] | None = Field(
+        None,
+        description="Share of values dropped while it learns, wherever its teacher drops some; none: the task's.",
     )
     inherits: Inherits = Field(default_factory=Inherits, description="What it takes over from its teacher.")
     declared: Declared | None = Field(None, description="The size it promises for a named teacher.")

@@ -77,7 +77,7 @@ class StudentRecipe(_Section):
     attention_heads: int | None = Field(None, ge=1, description="Overrides the card's attention heads.")
     intermediate_size: int | None = Field(None, ge=1, description="Overrides the card's feed-forward width.")
     activation: str | None = Field(None, description="Overrides the card's activation: gelu, gelu_new, relu.")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["teacher"] | None = Field(
         None, description="Overrides the card's share of values that are dropped while it learns."
     )
     inherit_layers: (

@@ -401,6 +401,7 @@ class Run:
             ExportError: When its tokens' table cannot be stored as the recipe asks for.
         """
         wanted, export = self.recipe.student, self.recipe.export
+        open_to_task = wanted.dropout is None and self.student_card.dropout is None
         student = start_student(
             self.teacher.model,
             self.student_card,
@@ -412,7 +413,7 @@ class Run:
                 "attention_heads": wanted.attention_heads,
                 "intermediate_size": wanted.intermediate_size,
                 "activation": wanted.activation,
-                "dropout": wanted.dropout,
+                "dropout": self.task.dropout if open_to_task else wanted.dropout,
             },
             layers=wanted.inherit_layers,
             init=wanted.init,

@@ -208,8 +208,8 @@ def shape_config(
         config = _as_mobilebert(teacher, card, shape, inner, activation)
     else:
         config = _as_distilbert(teacher, shape, inner, activation)
-    if card.dropout != "teacher":
-        _set_dropout(config, card.dropout)
+    if card.dropout not in (None, "teacher"):
+        _set_dropout(config, float(card.dropout))
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}

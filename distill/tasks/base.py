@@ -84,6 +84,7 @@ class Task(ABC):
         on_policy: The student may learn from texts that it writes itself.
         prefixes: The same words may stand before every text: `data.prefix`.
         feeds: Columns of a batch that its models may be given.
+        dropout: What its students drop while they learn, where neither recipe nor card says; None: as the teacher.
         stretches: Rows may be cut and joined to any length; else every one has as many tokens as an image has patches.
     """
 
@@ -112,6 +113,7 @@ class Task(ABC):
     on_policy: ClassVar[bool] = False
     prefixes: ClassVar[bool] = False
     feeds: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+    dropout: ClassVar[float | None] = None
     stretches: ClassVar[bool] = True
 
     @property

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers import pipeline as transformers_pipeline
 
 from distill.data.splits import load_splits
@@ -243,6 +243,15 @@ def test_an_embedder_goes_the_whole_way(finished):
     assert pair.similarity == pytest.approx(float(expected[0] @ expected[1]), abs=1e-4)
     assert pair.summary() == f"{pair.similarity:.4f}"
     assert found[0].summary().endswith("(384 numbers)")
+
+
+@pytest.mark.slow
+def test_nothing_is_dropped_while_vectors_are_followed(finished, shallow):
+    """Noise in a student's own vectors is the largest part of its distance to the teacher's."""
+    kinds = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    config = json.loads((finished[1].folder / "student/config.json").read_text())
+    assert [config[kind] for kind in kinds] == [0.0, 0.0]
+    assert [getattr(AutoConfig.from_pretrained(shallow), kind) for kind in kinds] == [0.1, 0.1]
 
 
 @pytest.mark.slow
