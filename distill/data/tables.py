@@ -216,7 +216,7 @@ def _csv_rows(reader: Any, header: list[str], most: int) -> tuple[list[list[str 
 
 def _read_json(path: Path) -> Table:
     """JSON lines, or one array of objects. Columns are the union over all rows."""
-    start = next((line.lstrip() for line in lines(path)), "")
+    start = next((line.lstrip() for line in lines(path) if line.strip()), "")
     if not start.startswith("["):
         return next(json_tables(path))
     try:

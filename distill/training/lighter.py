@@ -104,10 +104,11 @@ def frozen(student: Any, layers: int) -> Iterator[None]:
     """
     encoder = find_encoder(student)
     if layers >= len(encoder.layers) or encoder.layers[layers] in encoder.layers[:layers]:
+        most = len(set(encoder.layers)) - 1
         raise TrainingError(
-            f"`training.freeze_layers` is {layers}, the student has {len(set(encoder.layers))} layers of its own",
+            f"`training.freeze_layers` is {layers}, the student has {most + 1} layers of its own",
             where="training",
-            fix=f"Set it to {len(set(encoder.layers)) - 1} or less: something must learn.",
+            fix=f"Set it to {most}{' or less' if most else ''}: something must learn.",
         )
     parts = [*below(student), *encoder.layers[:layers]]
     for part in parts:

@@ -275,6 +275,12 @@ def test_broken_json_line(tmp_path):
         load_splits(path)
 
 
+def test_an_array_behind_empty_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('\n \n[{"text": "a", "label": 1},\n {"text": "b", "label": 0}]\n')
+    assert load_table(path)["text"] == ["a", "b"]
+
+
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes("text,label\nfine,good\ncafé,bad\n".encode("latin-1"))
