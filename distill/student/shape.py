@@ -171,6 +171,12 @@ def shape_config(
             where=f"student card {card.name!r}",
             fix="`distill compress` shapes both encoders of CLIP; other families of several parts are not known.",
         )
+    if not hasattr(teacher, "num_attention_heads"):
+        raise StudentError(
+            f"a {teacher.model_type!r} model has no attention heads, and students are Transformers that attend",
+            where=f"student card {card.name!r}",
+            fix="Take a teacher with attention, such as BERT's kin.",
+        )
     problems: list[str] = []
     width = int(teacher.hidden_size if card.hidden_size == "teacher" else card.hidden_size)
     heads = _heads(teacher, card, width, problems)
@@ -378,7 +384,7 @@ def _own_family(
         if values.get(key):
             values[key] = shape["hidden_size"] // shape["num_attention_heads"]
     for key, value in values.items():
-        if "layer" in key and isinstance(value, list) and len(value) == depth(teacher):
+        if ("layer" in key or "window" in key) and isinstance(value, list) and len(value) == depth(teacher):
             values[key] = [value[layer - 1] for _, layer in choose_layers(card, depth(teacher))]
     if card.embedding_size != "teacher":
         values["embedding_size"] = card.embedding_size

@@ -25,7 +25,7 @@ from distill.export.graph import export_graph
 from distill.export.quantize import quantize_dynamic_int8
 from distill.student.build import build_student, plan_student
 from distill.student.inheritance import inherit
-from distill.student.shape import choose_layers, depth, layer_stack, measure, part_of, reference_config
+from distill.student.shape import choose_layers, depth, layer_stack, measure, part_of, reference_config, shape_config
 from distill.tasks import TASKS
 
 SHAPE: dict[str, Any] = {
@@ -251,6 +251,16 @@ def test_regrouped_heads_and_another_activation_are_said_aloud():
         "4 heads of the teacher regrouped into 2",
         "activation relu in place of the teacher's gelu",
     )
+
+
+def test_a_teacher_without_attention_is_refused():
+    with pytest.raises(StudentError, match=r"a 'fnet' model has no attention heads"):
+        shape_config(AutoConfig.for_model("fnet"), card())
+
+
+def test_a_window_of_each_layer_is_that_of_the_layer_it_stands_for():
+    teacher = AutoConfig.for_model("longformer", **SHAPE, attention_window=[2, 4, 6, 8])
+    assert shape_config(teacher, card(layers=2)).attention_window == [2, 8]
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "deberta-v2"])
