@@ -106,7 +106,13 @@ class TappedModel:
             output = self.model(**inputs)
         finally:
             kept = self._notes.stop()
-        return {tap: _read(tap, output, kept, self._encoder) for tap in self.taps}
+        features = {tap: _read(tap, output, kept, self._encoder) for tap in self.taps}
+        texts = batch.get("input_ids")
+        if texts is None or self._encoder.family is not None or self.model.config.is_encoder_decoder:
+            return features
+        # Longformer pads a text behind its end, to whole windows, and its layers see that.
+        cut = texts.shape[1]
+        return {tap: value[:, :cut] if tap.startswith("hidden.") else value for tap, value in features.items()}
 
 
 @contextmanager

@@ -130,6 +130,8 @@ def run_stages(recipe: Recipe, *, until: str, progress: Progress = SILENT, repla
                 for name in names:
                     if name in SHARED:
                         do(name)
+                    if name == "teacher" and "export" in names:
+                        shipping.try_export(run)
             if not processes.is_main():
                 return Result(recipe.folder, {})
             for name in names:

@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 from transformers import pipeline as transformers_pipeline
 
 from distill.cache.cached_teacher import CachedTeacher
 from distill.candidates import machine_target
-from distill.errors import ObjectiveError
+from distill.errors import ExportError, ObjectiveError
 from distill.export.runtime import Bundle, OnnxModel
 from distill.ledger import claim
 from distill.pipeline import compress, run_stages
@@ -225,6 +226,26 @@ def test_a_small_set_is_augmented_and_its_student_narrower(tmp_path, intents_fol
     assert result.facts["train"]["remarks"] == ["every part fitted to the teacher on 256 texts"]
     assert result.facts["train"]["before"]["accuracy"] > 0.9
     assert run_stages(recipe, until="evaluate").facts == result.facts
+
+
+def test_a_family_that_cannot_be_traced_is_refused_before_anything_is_learnt(tmp_path, intents_folder, tiny_start):
+    """Longformer pads a text to whole windows inside, which depends on its length: torch.export cannot follow."""
+    start = tmp_path / "start"
+    shutil.copytree(tiny_start, start)
+    shape = json.loads((start / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = AutoConfig.for_model(
+        "longformer", **{name: shape[name] for name in kept}, attention_window=8, max_position_embeddings=64
+    )
+    config.pad_token_id = 0
+    AutoModel.from_config(config).save_pretrained(start)
+    recipe = recipe_for(
+        tmp_path / "run", intents_folder, start, teacher={"finetune": {"epochs": 1}}, training={"epochs": 1}
+    )
+    with pytest.raises(ExportError, match="LongformerForSequenceClassification cannot be traced: "):
+        compress(recipe)
+    assert not (tmp_path / "run/work/state/label.json").exists()
+    assert "student" in run_stages(recipe, until="evaluate").facts["evaluate"]["models"]  # what is not shipped goes on
 
 
 def test_two_teachers_answer_together(tmp_path, intents_folder, tiny_start, finished):

@@ -128,7 +128,7 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
         raise ExportError(
             f"{type(model).__name__} cannot be traced: {_first_line(error)}",
             where="export",
-            fix="Choose a student of a family that students/ has a card for.",
+            fix="Take a teacher of a family that docs/students.md names, or a card that makes its student of one.",
         ) from error
     finally:
         model.train(training)
@@ -347,4 +347,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Of what was first in a chain of errors: the outer ones tell of exporting. Colours are left out."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)

@@ -14,13 +14,14 @@ import numpy as np
 
 from distill import processes
 from distill.candidates import Choice, fastest
+from distill.encoders import FAMILIES
 from distill.evaluation import TorchPredictor, agreement, evaluate
 from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.captioner import cut_captioner
 from distill.export.dual import part
 from distill.export.encoder_decoder import cut
-from distill.export.graph import export_forms
+from distill.export.graph import export_forms, trace
 from distill.export.ladder import LadderResult, Learn, quantize_within
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
@@ -80,6 +81,28 @@ def export(run: Run) -> dict[str, Any]:
 
     inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
     return run.ledger.once("export", inputs, work, makes=list(files.values()))
+
+
+def try_export(run: Run) -> None:
+    """Traces the student before it has learnt, where its family is none of those that this package knows.
+
+    What cannot be traced is then said before hours of training, not after them.
+
+    Raises:
+        ExportError: It cannot be traced.
+    """
+    student = run.student.model
+    if run.task.cut or student.config.model_type in FAMILIES:
+        return
+
+    def work() -> dict[str, Any]:
+        inputs = run.task.inputs_of(run.encode(run.teacher, run.splits.validation))
+        with run.progress.stage("Trying the ONNX export"):
+            shipped = fold_affine_norms(run.task.shipped(student))
+            trace(shipped, run.task.exported(shipped, inputs))
+        return {}
+
+    run.ledger.once("trial", {"config": json.loads(student.config.to_json_string())}, work)
 
 
 def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
