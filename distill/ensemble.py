@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.errors import TeacherError
 from distill.features import Features
-from distill.teacher import Checkpoint, LiveTeacher, match_labels, rename_labels
+from distill.teacher import Checkpoint, LiveTeacher, match_labels, numbered, rename_labels
 
 
 class EnsembleTeacher:
@@ -69,6 +69,7 @@ def join(first: Checkpoint, other: Checkpoint, label_map: Mapping[str, str]) -> 
             fix="Teachers of one ensemble must have the same labels: leave it out of teacher.ensemble.",
         )
     known = {name: map_to for name, map_to in label_map.items() if name in other.labels}
+    known = known or numbered(other.labels, first.labels)
     order = match_labels(other.labels, first.labels, known, where=other.source, ordered=True)
     rename_labels(other, first.labels, order)
 

@@ -52,6 +52,7 @@ from distill.teacher import (
     load_checkpoint,
     load_config,
     match_labels,
+    numbered,
     rename_labels,
     use_bf16,
 )
@@ -198,6 +199,8 @@ class Run:
         names = recipe.data.labels or self.splits.labels
         ordered = bool(recipe.data.labels)
         label_map = recipe.teacher.label_map
+        if not label_map and (label_map := numbered(checkpoint.labels, names)):
+            self.progress.say("labels: the teacher has no names for its classes, and the data their numbers")
         order = match_labels(checkpoint.labels, names, label_map, where=self.source, ordered=ordered)
         rename_labels(checkpoint, final_names(checkpoint.labels, names, label_map, order), order)
         return checkpoint

@@ -78,6 +78,14 @@ def test_other_names_of_the_teachers_classes_are_another_student(teacher, tmp_pa
     assert (made[0]["labels"], made[1]["labels"]) == (["no", "yes"], ["yes", "no"])
 
 
+def test_a_teacher_without_names_is_asked_by_the_numbers_of_the_data(teacher, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text().replace(",no", ",0").replace(",yes", ",1"))
+    run = Run(recipe_with(teacher, tmp_path), Ledger(tmp_path / "state"), SILENT)
+    assert run.teacher.labels == ["0", "1"]
+    assert run.teacher.model.config.label2id == {"0": 0, "1": 1}
+
+
 def test_another_shape_under_the_same_path_is_another_student(teacher, tmp_path):
     card, made = tmp_path / "mine.toml", []
     for heads in (2, 1):

@@ -15,6 +15,7 @@ from distill.teacher import (
     hash_tensors,
     load_reader,
     match_labels,
+    numbered,
     position_limit,
     rename_labels,
 )
@@ -42,6 +43,21 @@ def test_labels_are_matched_by_name(teacher, data, label_map, ordered, order, na
     found = match_labels(teacher, data, label_map, where="t", ordered=ordered)
     assert found == order
     assert final_names(teacher, data, label_map, found) == names
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "found"),
+    [
+        (["LABEL_0", "LABEL_1"], ["1", "0"], {"LABEL_0": "0", "LABEL_1": "1"}),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], ["2", "0"], {"LABEL_0": "0", "LABEL_1": "1", "LABEL_2": "2"}),
+        (["LABEL_0", "LABEL_1"], ["1", "2"], {}),  # counted from 1: nobody knows which is which
+        (["LABEL_1", "LABEL_0"], ["0", "1"], {}),
+        (["LABEL_0", "LABEL_1"], ["no", "yes"], {}),
+        (["no", "yes"], ["0", "1"], {}),
+    ],
+)
+def test_classes_without_names_are_those_of_their_numbers(teacher, data, found):
+    assert numbered(teacher, data) == found
 
 
 def test_labels_that_match_nothing_say_how_to_say_it():
