@@ -341,8 +341,8 @@ def match_labels(
 def numbered(teacher: Sequence[str], data: Sequence[str]) -> dict[str, str]:
     """By the teacher's label the number that data calls it, where it has no names of its own and data has numbers.
 
-    transformers calls class 3 `LABEL_3` where nobody named it, and its training data said 3. Empty where either side says
-    more than a number.
+    transformers calls class 3 `LABEL_3` where nobody named it, and its training data said 3. Empty where either side
+    says more than a number.
     """
     numbers = {f"{GENERIC_PREFIX}{number}": str(number) for number in range(len(teacher))}
     return numbers if list(numbers) == list(teacher) and set(data) <= set(numbers.values()) else {}
