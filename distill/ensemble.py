@@ -68,8 +68,8 @@ def join(first: Checkpoint, other: Checkpoint, label_map: Mapping[str, str]) -> 
             where=other.source,
             fix="Teachers of one ensemble must have the same labels: leave it out of teacher.ensemble.",
         )
-    known = {name: map_to for name, map_to in label_map.items() if name in other.labels}
-    known = known or numbered(other.labels, first.labels)
+    given = {name: map_to for name, map_to in label_map.items() if name in other.labels}
+    known = given or numbered(other.labels, first.labels)
     order = match_labels(other.labels, first.labels, known, where=other.source, ordered=True)
     rename_labels(other, first.labels, order)
 

@@ -128,7 +128,7 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
         raise ExportError(
             f"{type(model).__name__} cannot be traced: {_first_line(error)}",
             where="export",
-            fix="Take a teacher of a family that docs/students.md names, or a card that makes its student of one.",
+            fix="Take a teacher of a family that docs/students.md names.",
         ) from error
     finally:
         model.train(training)

@@ -34,7 +34,7 @@ from distill.readers import ImageReader
 from distill.run import Run
 from distill.shipping.stage import lengths_of, settings_of, shipped_file, target_of, versions
 from distill.tasks import Batch, Encoded, Padding, Task
-from distill.tasks.base import Predictor
+from distill.tasks.base import GraphSpec, Predictor
 from distill.teacher import Checkpoint, load_checkpoint
 
 CUTS = {"decoder": (cut, pieces), "captioner": (cut_captioner, pieces), "towers": (part, towers)}
@@ -96,10 +96,8 @@ def try_export(run: Run) -> None:
         return
 
     def work() -> dict[str, Any]:
-        inputs = run.task.inputs_of(run.encode(run.teacher, run.splits.validation))
         with run.progress.stage("Trying the ONNX export"):
-            shipped = fold_affine_norms(run.task.shipped(student))
-            trace(shipped, run.task.exported(shipped, inputs))
+            trace(*_shipped(run, student, run.encode(run.teacher, run.splits.validation)))
         return {}
 
     run.ledger.once("trial", {"config": json.loads(student.config.to_json_string())}, work)
@@ -133,15 +131,19 @@ def graphs_of(run: Run, path: Path) -> dict[str, tuple[Path, tuple[Pass, ...]]]:
     }
 
 
+def _shipped(run: Run, model: Any, encoded: Encoded) -> tuple[Any, GraphSpec]:
+    """What of a model becomes a graph, and that graph's inputs and outputs."""
+    shipped = fold_affine_norms(run.task.shipped(model))
+    return shipped, run.task.exported(shipped, run.task.inputs_of(encoded))
+
+
 def _export(
     run: Run, checkpoint: Checkpoint, forms: Mapping[Path, tuple[Pass, ...]], step: str
 ) -> list[dict[str, Any]]:
     """PyTorch to ONNX, checked on real text at several lengths and batch sizes and on the whole validation set."""
     encoded = run.encode(checkpoint, run.splits.validation)
     with run.progress.stage(f"ONNX {step}"):
-        shipped = fold_affine_norms(run.task.shipped(checkpoint.model))
-        spec = run.task.exported(shipped, run.task.inputs_of(encoded))
-        export_forms(shipped, spec, forms, metadata=_metadata(run, checkpoint))
+        export_forms(*_shipped(run, checkpoint.model, encoded), forms, metadata=_metadata(run, checkpoint))
     reference = TorchPredictor(checkpoint.model, run.task)
     tolerance = 1e-3 * run.task.spread(encoded)
     return [_check(run, checkpoint, encoded, reference, OnnxModel(path), step, tolerance=tolerance) for path in forms]

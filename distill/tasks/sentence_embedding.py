@@ -29,7 +29,7 @@ class SentenceEmbedding(Task):
 
     There are no labels: a student is as good as its similarities are the teacher's. One that is narrower keeps the
     projection it was trained with, so that its vectors have the teacher's width. Nothing is dropped while it learns:
-    dropout's noise in its own vectors is most of what keeps them from the teacher's (docs/tasks.md has the curves).
+    it follows vectors, and dropout is noise in its own (docs/tasks.md has the curves).
     """
 
     name: ClassVar[str] = "sentence-embedding"

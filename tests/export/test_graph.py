@@ -139,9 +139,8 @@ def test_the_mask_functions_of_transformers_are_put_back(build_model: Callable[.
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     before = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
-    said = (
-        r"BertForSequenceClassification cannot be traced: (?!Failed to export)[^\x1b]+$"  # the cause, not its wrapping
-    )
+    # The cause is said, not the error that wraps it.
+    said = r"BertForSequenceClassification cannot be traced: (?!Failed to export)[^\x1b]+$"
     with pytest.raises(ExportError, match=said):
         export_graph(
             build_model("bert", num_hidden_layers=1), replace(SPEC, head=_reads_numbers), tmp_path / "model.onnx"

@@ -247,7 +247,7 @@ def test_an_embedder_goes_the_whole_way(finished):
 
 @pytest.mark.slow
 def test_nothing_is_dropped_while_vectors_are_followed(finished, shallow):
-    """Noise in a student's own vectors is the largest part of its distance to the teacher's."""
+    """Though its teacher drops a tenth."""
     kinds = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     config = json.loads((finished[1].folder / "student/config.json").read_text())
     assert [config[kind] for kind in kinds] == [0.0, 0.0]
