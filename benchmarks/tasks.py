@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,8 +70,19 @@ def slot_names(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def questions(data: Path, folder: Path) -> dict[str, Any]:
-    """XQuAD's English part: SQuAD's columns."""
-    return {"train": str(data / "xquad_en/train.jsonl"), "test": str(data / "xquad_en/dev.jsonl")}
+    """XQuAD's English part: SQuAD's columns. Beside it each training question with pieces of contexts, no answers."""
+    train = read_lines(data / "xquad_en/train.jsonl")
+    contexts = sorted({row["context"] for row in train})
+    draw = random.Random(0)
+    more = []
+    for row in train:
+        for context in (row["context"], draw.choice(contexts)):  # one where the answer may stand, one where it does not
+            sentences = re.split(r"(?<=[.?!]) ", context)
+            begin = draw.randrange(max(1, len(sentences) - PIECE + 1))
+            more.append({"question": row["question"], "context": " ".join(sentences[begin : begin + PIECE])})
+    unlabelled = write_lines(folder / "unlabelled.jsonl", more)
+    test = str(data / "xquad_en/dev.jsonl")
+    return {"train": str(data / "xquad_en/train.jsonl"), "test": test, "unlabelled": [unlabelled]}
 
 
 def sentences(data: Path, folder: Path) -> dict[str, Any]:
@@ -99,6 +112,9 @@ def unmeasured(texts: Iterable[str], measured: Iterable[str]) -> list[str]:
     return [text for text in texts if "".join(filter(str.isalnum, text.lower())) not in seen]
 
 
+PIECE = 3
+"""Sentences of a context that stand for it."""
+
 SNIPS = {"train": "train", "validation": "valid", "test": "test"}
 SHALLOW = {"card": "layers-4", "vocabulary": "full"}
 TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] = {
@@ -114,7 +130,7 @@ TASKS: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], dict[str, Any]]] 
         {
             "finetune": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 16},
             "epochs": 4,
-            "student": {"card": "layers-4"},
+            "student": {"card": "layers-6", "layers": 5, "inherit_layers": "important", "dropout": 0.0},
         },
     ),
     "multi-label": (slot_names, {"finetune": {"epochs": 3, "learning_rate": 3e-4}, "epochs": 4}),

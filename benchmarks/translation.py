@@ -6,9 +6,10 @@ No pretrained weights: a T5-shaped teacher of 3 + 3 layers learns from the train
 learnt there too. Its students have two layers of its encoder and one of its decoder; one of them learns from targets
 alone. A tenth of the training rows chooses the epoch; the validation file is only reported on. A killed run goes on.
 
-    python benchmarks/translation.py --rows 3000 --unlabelled 8000 --targets teacher
+    python benchmarks/translation.py --rows 3000 --unlabelled 8000 --targets gold teacher
 
-has few pairs, and English sentences beside them that the teacher translates for its student.
+has few pairs, and English sentences beside them that the teacher translates for its student; with `gold` a student has
+the pairs as they are and those sentences, with `teacher` it never sees the pairs' own German.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--unlabelled", type=int, default=0, help="rows behind those, of which only English is given")
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=6000)
     parser.add_argument("--targets", nargs="+", default=["gold"], help="what students learn from: gold, teacher")
@@ -96,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     files = prepare(options)
-    steps = {"epochs": options.epochs, "learning_rate": 2e-3}
+    steps = {"epochs": options.epochs, "learning_rate": 2e-3, "batch_size": options.batch_size}
     first = steps | {"epochs": options.teacher_epochs or options.epochs}
     with Display(Console(stderr=True)) as display:
         teacher = recipe_of("teacher", files, options, teacher={"start": files["start"], "finetune": first})
@@ -118,7 +120,7 @@ def main() -> None:
             result = compress(recipe, progress=display)
         models = json.loads((result.folder / "results.json").read_text(encoding="utf-8"))["models"]
         rows[targets] = {row["role"]: {**row["metrics"], "bytes": row["bytes"]} for row in models}
-    asked = ("rows", "unlabelled", "epochs", "teacher_epochs", "width", "vocabulary")
+    asked = ("rows", "unlabelled", "epochs", "teacher_epochs", "batch_size", "width", "vocabulary")
     sizes = {name: getattr(options, name) for name in asked}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(

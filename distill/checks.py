@@ -66,8 +66,6 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         )
     if recipe.objective.targets != "gold" and task.target != "text":
         problems.append(f'`objective.targets` must be "gold" for {task.name}: its teacher writes no texts')
-    if recipe.data.unlabelled and task.target == "text" and recipe.objective.targets == "gold":
-        problems.append(f'`data.unlabelled` needs `objective.targets = "teacher"` for {task.name}: it has no targets')
     if problems:
         raise RecipeError(problems, where="recipe")
 

@@ -203,7 +203,7 @@ class ObjectiveRecipe(_Section):
     )
     targets: Literal["gold", "teacher"] = Field(
         "gold",
-        description="Texts that a translator learns: the data's, or those its teacher writes (sequence-level).",
+        description="Who writes what a translator learns; with `gold` the teacher does for unlabelled rows alone.",
     )
     temperature: Positive | None = Field(None, description="Replaces the temperature of every soft-label term.")
     terms: list[TermRecipe] = Field([], description="Losses and their weights; empty takes the preset's.")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -333,21 +334,25 @@ class Run:
 
     @cached_property
     def lessons(self) -> list[datasets.Dataset]:
-        """Training rows and free text, with the teacher's own texts for targets where the recipe asks for them."""
+        """Training rows and free text; the teacher writes targets that are missing, and all where it is asked to."""
         parts = [self.splits.train, self.free_text]
-        if self.recipe.objective.targets == "gold":
+        gold = parts[:1] if self.recipe.objective.targets == "gold" else []
+        told = parts[len(gold) :]
+        if self.task.target != "text" or not any(map(len, told)):
             return parts
-        texts, limit = [text for rows in parts for text in rows["text"]], self.recipe.data.max_length
+        texts, limit = [text for rows in told for text in rows["text"]], self.recipe.data.max_length
         path = self.work / "targets.json"
         teacher, task, progress = self.teacher, self.task, self.progress
         with self.teaching():
             new = processes.first_then_all(
                 lambda: rewritten(texts, teacher, task, path, max_length=limit, progress=progress)
             )
-        known = len(parts[0])
-        return [
-            datasets.Dataset.from_dict({**rows.to_dict(), "label": labels}, features=rows.features)
-            for rows, labels in zip(parts, (new[:known], new[known:]), strict=True)
+        labels = iter(new)
+        return gold + [
+            datasets.Dataset.from_dict(
+                {**rows.to_dict(), "label": list(islice(labels, len(rows)))}, features=rows.features
+            )
+            for rows in told
         ]
 
     @cached_property

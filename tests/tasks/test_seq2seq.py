@@ -284,17 +284,10 @@ def test_targets_in_the_teachers_words_are_kept(start, rows, tmp_path):
     assert rewritten(texts, teacher, TASK, path, max_length=13) != ["kept", *written[1:]]
 
 
-@pytest.mark.parametrize(
-    ("override", "match"),
-    [
-        ('task="text-classification"', r"`objective.targets` must be \"gold\" for text-classification"),
-        ('objective.targets="gold"', r"`data.unlabelled` needs `objective.targets"),
-    ],
-)
-def test_recipes_that_have_no_targets_are_refused(override, match):
-    values = ['objective.targets="teacher"', 'data.unlabelled=["more.txt"]', override]
+def test_a_teacher_that_writes_nothing_gives_no_targets():
+    values = ['objective.targets="teacher"', 'task="text-classification"']
     recipe = Recipe.load(ROOT / "examples" / "seq2seq.toml", values)
-    with pytest.raises(RecipeError, match=match):
+    with pytest.raises(RecipeError, match=r"`objective.targets` must be \"gold\" for text-classification"):
         check_columns(TASKS[recipe.task], recipe)
 
 
@@ -341,6 +334,28 @@ def test_a_student_learns_what_its_teacher_writes(rows, finished, rows_file, tmp
             encoded = run.encode(run.teacher, unlabelled)
             likely.append(evaluate(predictor, encoded, TASK, run.teacher.padding).metrics["likelihood"])
         assert likely[1] > 1.1 * likely[0]  # than before training, of texts that the data has no targets for
+
+
+@pytest.mark.slow
+def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished, rows_file, tmp_path):
+    recipe, result = finished
+    free = [{"en": row["en"]} for row in rows["train"][32:36]]
+    files = {"train": str(rows_file(rows["train"][:32], "few")), "unlabelled": [str(rows_file(free, "free"))]}
+    changes = {
+        "output": str(tmp_path / "run"),
+        "teacher": {"checkpoint": str(result.folder / "teacher")},
+        "data": {**recipe.data.model_dump(), **files},
+    }
+    asked = Recipe.parse({**recipe.model_dump(mode="json", exclude={"teacher"}), **changes})
+    with claim(asked) as ledger:
+        run = Run(asked, ledger, SILENT)
+        gold, unlabelled = run.lessons
+        assert gold["label"] == run.splits.train["label"] == [row["de"] for row in rows["train"][:32]]
+        texts, path = list(unlabelled["text"]), tmp_path / "again.json"
+        assert texts == [PREFIX + row["en"] for row in free]
+        assert unlabelled["label"] == rewritten(texts, run.teacher, TASK, path, max_length=recipe.data.max_length)
+        assert all(unlabelled["label"])
+        assert len(run.transfer) == len(gold) + len(unlabelled)
 
 
 def test_an_empty_target_is_named(tmp_path):
