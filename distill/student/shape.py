@@ -418,8 +418,7 @@ def _as_distilbert(teacher: PretrainedConfig, shape: dict[str, int], inner: int,
     """DistilBERT's config for a teacher laid out like BERT. RoBERTa keeps its first positions unused."""
     return AutoConfig.for_model(
         "distilbert",
-        vocab_size=teacher.vocab_size,
-        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
+        **_kept(teacher),
         dim=shape["hidden_size"],
         n_layers=shape["num_hidden_layers"],
         n_heads=shape["num_attention_heads"],
@@ -427,11 +426,6 @@ def _as_distilbert(teacher: PretrainedConfig, shape: dict[str, int], inner: int,
         activation=activation,
         dropout=teacher.hidden_dropout_prob,
         attention_dropout=teacher.attention_probs_dropout_prob,
-        initializer_range=teacher.initializer_range,
-        pad_token_id=teacher.pad_token_id,
-        id2label=dict(teacher.id2label),
-        label2id=dict(teacher.label2id),
-        problem_type=teacher.problem_type,
     )
 
 
@@ -439,55 +433,52 @@ def _as_electra(
     teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
 ) -> PretrainedConfig:
     """ELECTRA's config for a teacher laid out like BERT: the same layers, an embedding of its own width."""
-    width = shape["hidden_size"] if card.embedding_size == "teacher" else card.embedding_size
-    return AutoConfig.for_model(
-        "electra",
-        **shape,
-        embedding_size=width,
-        vocab_size=teacher.vocab_size,
-        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
-        type_vocab_size=teacher.type_vocab_size,
-        intermediate_size=inner,
-        hidden_act=activation,
-        layer_norm_eps=teacher.layer_norm_eps,
-        hidden_dropout_prob=teacher.hidden_dropout_prob,
-        attention_probs_dropout_prob=teacher.attention_probs_dropout_prob,
-        classifier_dropout=teacher.classifier_dropout,
-        initializer_range=teacher.initializer_range,
-        pad_token_id=teacher.pad_token_id,
-        id2label=dict(teacher.id2label),
-        label2id=dict(teacher.label2id),
-        problem_type=teacher.problem_type,
-    )
+    return AutoConfig.for_model("electra", **_like_bert(teacher, card, shape, inner, activation))
 
 
 def _as_mobilebert(
     teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
 ) -> PretrainedConfig:
     """MobileBERT's config (Sun et al. 2020, arXiv:2004.02984) for a teacher laid out like BERT, and as wide outside."""
-    return AutoConfig.for_model(
-        "mobilebert",
+    own = {
+        "true_hidden_size": card.bottleneck_size,
+        "intra_bottleneck_size": card.bottleneck_size,
+        "num_feedforward_networks": card.feed_forwards,
+        "normalization_type": "no_norm",
+        "hidden_dropout_prob": 0.0,  # small students underfit
+    }
+    return AutoConfig.for_model("mobilebert", **_like_bert(teacher, card, shape, inner, activation) | own)
+
+
+def _like_bert(
+    teacher: PretrainedConfig, card: StudentCard, shape: dict[str, int], inner: int, activation: str
+) -> dict[str, Any]:
+    """A config of BERT's names with an embedding of the card's width."""
+    return {
+        **_kept(teacher),
         **shape,
-        embedding_size=shape["hidden_size"] if card.embedding_size == "teacher" else card.embedding_size,
-        true_hidden_size=card.bottleneck_size,
-        intra_bottleneck_size=card.bottleneck_size,
-        num_feedforward_networks=card.feed_forwards,
-        intermediate_size=inner,
-        hidden_act=activation,
-        normalization_type="no_norm",
-        vocab_size=teacher.vocab_size,
-        max_position_embeddings=teacher.max_position_embeddings - position_offset(teacher),
-        type_vocab_size=teacher.type_vocab_size,
-        layer_norm_eps=teacher.layer_norm_eps,
-        hidden_dropout_prob=0.0,  # small students underfit
-        attention_probs_dropout_prob=teacher.attention_probs_dropout_prob,
-        classifier_dropout=teacher.classifier_dropout,
-        initializer_range=teacher.initializer_range,
-        pad_token_id=teacher.pad_token_id,
-        id2label=dict(teacher.id2label),
-        label2id=dict(teacher.label2id),
-        problem_type=teacher.problem_type,
-    )
+        "embedding_size": shape["hidden_size"] if card.embedding_size == "teacher" else card.embedding_size,
+        "type_vocab_size": teacher.type_vocab_size,
+        "intermediate_size": inner,
+        "hidden_act": activation,
+        "layer_norm_eps": teacher.layer_norm_eps,
+        "hidden_dropout_prob": teacher.hidden_dropout_prob,
+        "attention_probs_dropout_prob": teacher.attention_probs_dropout_prob,
+        "classifier_dropout": teacher.classifier_dropout,
+    }
+
+
+def _kept(teacher: PretrainedConfig) -> dict[str, Any]:
+    """What a student of another family takes from a teacher laid out like BERT as it is: its words and its classes."""
+    return {
+        "vocab_size": teacher.vocab_size,
+        "max_position_embeddings": teacher.max_position_embeddings - position_offset(teacher),
+        "initializer_range": teacher.initializer_range,
+        "pad_token_id": teacher.pad_token_id,
+        "id2label": dict(teacher.id2label),
+        "label2id": dict(teacher.label2id),
+        "problem_type": teacher.problem_type,
+    }
 
 
 def position_offset(config: PretrainedConfig) -> int:
