@@ -291,7 +291,8 @@ def predict(
             shown = " ".join((text if isinstance(text, str) else " | ".join(text)).split())
             typer.echo(f"{prediction.summary()}\t{shown}")
     if loaded.cut:
-        typer.echo(f"{loaded.cut:,} texts are longer than {loaded.max_length} tokens and lost their end", err=True)
+        lost = f"longer than {loaded.max_length} tokens and lost their {loaded.lost}"
+        typer.echo(f"{loaded.cut:,} texts are {lost}", err=True)
 
 
 def _twice(lines: Any, loaded: Any, new_tokens: int | None) -> tuple[Iterator[Any], Iterator[Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.errors import TeacherError
 from distill.features import Features
+from distill.readers import ImageReader
 from distill.teacher import Checkpoint, LiveTeacher, match_labels, numbered, rename_labels
 
 
@@ -56,7 +57,14 @@ def join(first: Checkpoint, other: Checkpoint, label_map: Mapping[str, str]) -> 
     Raises:
         TeacherError: It has other labels, or its tokenizer reads texts otherwise.
     """
-    if other.tokenizer.get_vocab() != first.tokenizer.get_vocab():
+    if isinstance(first.tokenizer, ImageReader):
+        if other.tokenizer_hash() != first.tokenizer_hash():
+            raise TeacherError(
+                f"its images are not read as those of {first.source}",
+                where=other.source,
+                fix="Teachers of one ensemble must share an image processor: leave it out of teacher.ensemble.",
+            )
+    elif other.tokenizer.get_vocab() != first.tokenizer.get_vocab():
         raise TeacherError(
             f"its {len(other.tokenizer):,} tokens are not the {len(first.tokenizer):,} of {first.source}",
             where=other.source,

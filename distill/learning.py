@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -33,14 +34,16 @@ from distill.training.target_unit import TargetUnit
 UNFROZEN = {"freeze_embeddings": False, "freeze_layers": 0}
 """What `training` says of a student's inherited parts, where all of a model is to learn."""
 
+PROJECTIONS = "projections.safetensors"
+"""In `work`: what the objective learnt beside the student, for those who train it on."""
+
 
 def make_teacher(run: Run) -> dict[str, Any]:
     """Fine-tunes a teacher where none is given, measures it, and stops below its floor."""
     recipe = run.recipe
-    made = [run.folder / "teacher"] if run.start else []
+    curve = _finetune(run) if run.start else []
 
     def work() -> dict[str, Any]:
-        curve = _finetune(run) if run.start else []
         _say_labels(run)
         validation = _measure(run, run.teacher, run.splits.validation, "Measuring the teacher")
         metric = run.task.metric
@@ -56,10 +59,10 @@ def make_teacher(run: Run) -> dict[str, Any]:
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"batch_size"}),
         "lengths": recipe.data.max_length,
         "source": run.source_hash,
-        "training": _finetuning(run).model_dump(mode="json", exclude=UNSEEN) if run.start else None,
+        "curve": curve,
         "seed": recipe.seed,
     }
-    return run.ledger.once("teacher", inputs, work, scratch=run.work / "finetune", makes=made)
+    return run.ledger.once("teacher", inputs, work)
 
 
 def _ensemble(run: Run) -> list[str]:
@@ -77,13 +80,26 @@ def _ensemble(run: Run) -> list[str]:
 
 def _finetune(run: Run) -> list[dict[str, Any]]:
     """Trains the pretrained model with a new head on the labels alone; the best epoch becomes the teacher."""
-    final = run.folder / "teacher"
-    transformers.set_seed(run.recipe.seed)
+    final, settings = run.folder / "teacher", _finetuning(run)
     labels = run.recipe.data.labels or run.splits.labels
-    start = load_checkpoint(run.start, run.task, labels=labels)
-    check_length(start, run.recipe.data.max_length)
-    encoded = run.encode(start, run.splits.train)
-    done = _fit(run, start, hard_labels(start, run.task), None, encoded, _finetuning(run), "finetune", final)
+
+    def work() -> dict[str, Any]:
+        transformers.set_seed(run.recipe.seed)
+        start = load_checkpoint(run.start, run.task, labels=labels)
+        check_length(start, run.recipe.data.max_length)
+        encoded = run.encode(start, run.splits.train)
+        return _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
+
+    inputs = {
+        "data": run.data_hash,
+        "labels": list(labels),
+        "task": run.task.name,
+        "lengths": run.recipe.data.max_length,
+        "source": run.source_hash,
+        "training": settings.model_dump(mode="json", exclude=UNSEEN),
+        "seed": run.recipe.seed,
+    }
+    done = run.ledger.once("finetune", inputs, work, scratch=run.work / "finetune", makes=[final])
     curve: list[dict[str, Any]] = done["curve"]
     return curve
 
@@ -131,6 +147,8 @@ def train(run: Run) -> dict[str, Any]:
                 run, checkpoint, objective, run.cache(objective), encoded, run.recipe.training, "train", final,
                 on_policy=_on_policy(run, checkpoint),
             )  # fmt: skip
+        if processes.is_main():
+            _keep(objective, run.work / PROJECTIONS)
         return {
             **done,
             "before": before.metrics,
@@ -183,6 +201,9 @@ def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoin
     """
     checkpoint = load_checkpoint(str(run.folder / "student"), run.task)
     objective, _ = run.objective()
+    if (run.work / PROJECTIONS).exists():
+        objective.load_state_dict(safetensors.torch.load_file(run.work / PROJECTIONS))
+    run.task.keep(checkpoint.model, run.teacher.model, objective)
     encoded = run.transfer_set(checkpoint)
     usual, final = run.recipe.training, run.work / "student-for-int8"
     steps = steps_an_epoch(usual, encoded)
@@ -200,6 +221,14 @@ def train_for_int8(run: Run, *, largest: int, exact: Sequence[str]) -> Checkpoin
         _fit(run, checkpoint, objective, run.cache(objective), encoded, settings, "int8", final)
     compute_in_floats(checkpoint.model)
     return load_checkpoint(str(final), run.task)
+
+
+def _keep(objective: Objective, path: Path) -> None:
+    """Writes what was trained beside the student and does not ship."""
+    state = {name: value.detach().cpu().clone() for name, value in objective.state_dict().items()}
+    beside = path.with_name(f"{path.name}.writing")
+    safetensors.torch.save_file(state, beside)
+    beside.replace(path)
 
 
 NAMES = {

@@ -16,6 +16,9 @@ from distill.errors import OutputError
 from distill.files import read_json, sha256_json, write_json, write_text
 from distill.recipe import Recipe
 
+FOLDER = "{output}"
+"""Stands for the output folder in what stages sum up, since it may be moved."""
+
 
 class Ledger:
     """The stages of one output folder.

@@ -17,7 +17,7 @@ import transformers
 from distill import learning, processes, shipping
 from distill.checks import check_names
 from distill.files import full_disk_is_an_error
-from distill.ledger import claim
+from distill.ledger import FOLDER, claim
 from distill.progress import SILENT, Progress
 from distill.recipe import Recipe
 from distill.run import Run
@@ -86,7 +86,7 @@ class Result:
         lines = []
         for facts in self.facts.values():
             lines += facts.get("summary", [])
-        return lines
+        return [line.replace(FOLDER, str(self.folder)) for line in lines]
 
 
 def compress(recipe: Recipe, *, progress: Progress = SILENT, replace: bool = False) -> Result:

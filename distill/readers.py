@@ -12,6 +12,9 @@ from distill.errors import DataError
 from distill.files import sha256_json, write_json
 from distill.heads.images import CONFIG, Preprocessing
 
+SHORTER = ("Bit", "CLIP", "ChineseCLIP")
+"""How the names of image processors begin to which a size without a name is that of the shorter side."""
+
 
 @dataclass(frozen=True)
 class ImageReader:
@@ -57,6 +60,7 @@ def image_reader(
     Raises:
         DataError: It is empty, asks for what is not known here, or makes images of another shape.
     """
+    config = _named(config)
     images = Preprocessing.of(config)
     if images.shape != shape:
         raise DataError(
@@ -65,3 +69,11 @@ def image_reader(
             fix="They belong to different models: put the image processor of this model into the folder.",
         )
     return ImageReader(images, config, tokens, tokenizer)
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON with a size that says which side it means: of a lone number that depends on the processor's class."""
+    kind, size = str(config.get("image_processor_type") or config.get("feature_extractor_type")), config.get("size")
+    if kind.startswith(SHORTER) and isinstance(size, int):
+        return {**config, "size": {"shortest_edge": size}}
+    return dict(config)

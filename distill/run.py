@@ -264,12 +264,20 @@ class Run:
     def _say_cut(self, rows: Any, cut: int) -> None:
         """Says once of each split how many of its rows are too long."""
         splits = {name: getattr(self.splits, name) for name in ("train", "validation", "test", "unlabelled")}
+        limit = self.recipe.data.max_length
         for name in [name for name, split in splits.items() if cut and rows is split and name not in self._cut]:
             self._cut.add(name)
             self.progress.say(
-                f"{cut:,} of {len(rows):,} {name} texts lose their end: they are longer than data.max_length = "
-                f"{self.recipe.data.max_length} tokens allows"
+                f"{cut:,} of {len(rows):,} {name} texts lose their {self._lost}: they are longer than "
+                f"data.max_length = {limit} tokens allows"
             )
+
+    @property
+    def _lost(self) -> str:
+        """What a text loses that is too long."""
+        tokenizer = self.teacher.tokenizer
+        side = getattr(getattr(tokenizer, "tokenizer", tokenizer), "truncation_side", "right")
+        return "beginning" if side == "left" else "end"
 
     def said_by_teacher(self, rows: Any) -> Array:
         """The teacher's output for a split that the task takes for labels."""
@@ -362,7 +370,7 @@ class Run:
         if encoded.cut and not self._cut & {"train", "unlabelled"}:
             self.progress.say(
                 f"{encoded.cut:,} of {len(encoded):,} texts are longer than data.max_length = "
-                f"{self.recipe.data.max_length} tokens and lose their end"
+                f"{self.recipe.data.max_length} tokens and lose their {self._lost}"
             )
         return encoded
 
@@ -540,6 +548,7 @@ class Run:
             "training": recipe.training.model_dump(mode="json", exclude=UNSEEN),
             "seed": recipe.seed,
             **({"targets": recipe.objective.targets} if recipe.objective.targets != "gold" else {}),
+            **({"rules": rules} if (rules := self.task.rules(self.teacher.model)) else {}),
         }
 
     def cache(self, objective: Objective) -> Teacher:

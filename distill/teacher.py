@@ -19,6 +19,7 @@ from distill.encoders import token_embedding, written_config
 from distill.errors import DataError, TeacherError
 from distill.features import Features, TappedModel
 from distill.files import sha256_json
+from distill.heads import HEADS
 from distill.heads.images import CONFIG
 from distill.readers import ImageReader, image_reader
 from distill.tasks import Padding, Task
@@ -179,6 +180,8 @@ def load_reader(source: str, task: Task, revision: str = "") -> Any:
         TeacherError: It is missing or cannot be used.
     """
     words = load_tokenizer(source, revision, words=task.inputs == "words") if "text" in task.reads else None
+    if words is not None and HEADS[task.name].goes_on:
+        words.truncation_side = "right"  # nothing is lost at either side, and windows are counted from the beginning
     if "image" not in task.reads:
         return words
     config: dict[str, Any] = {}

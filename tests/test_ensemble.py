@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from distill.ensemble import EnsembleTeacher, join
 from distill.errors import TeacherError
+from distill.readers import image_reader
 from distill.teacher import Checkpoint, LiveTeacher
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "where", "is", "my", "card"]
@@ -71,3 +73,13 @@ def test_another_tokenizer_is_refused() -> None:
     other = checkpoint(1, ["no", "yes"], words=[*WORDS[:5], "something", "else"])
     with pytest.raises(TeacherError, match="must share a tokenizer"):
         join(checkpoint(0, ["no", "yes"]), other, {})
+
+
+def test_readers_of_images_must_do_the_same() -> None:
+    models = [checkpoint(seed, ["a", "b"]) for seed in (0, 1, 2)]
+    config = {"size": {"height": 4, "width": 4}}
+    readers = [image_reader({**config, **more}, (3, 4, 4), 5) for more in ({}, {}, {"resample": 3})]
+    first, other, odd = (replace(one, tokenizer=reader) for one, reader in zip(models, readers, strict=True))
+    join(first, other, {})
+    with pytest.raises(TeacherError, match="teacher-2: its images are not read as those of teacher-0"):
+        join(first, odd, {})

@@ -93,6 +93,17 @@ def test_a_finished_run_is_not_done_again(finished):
     assert again.summary() == result.summary()
 
 
+def test_a_moved_run_with_another_name_says_so_everywhere(finished, tmp_path):
+    recipe, result = finished
+    folder = tmp_path / "moved"
+    shutil.copytree(result.folder, folder)
+    again = compress(recipe.model_copy(update={"output": str(folder), "name": "renamed"}))
+    assert all(str(folder) in line for line in again.summary() if line.startswith(("bundle:", "report:")))
+    assert json.loads((again.bundle / "MANIFEST.json").read_text())["name"] == "renamed"
+    assert json.loads((folder / "results.json").read_text())["name"] == "renamed"
+    assert 'name = "renamed"' in (again.bundle / "recipe.toml").read_text()
+
+
 def test_auto_measures_its_candidates_and_says_so(finished, tmp_path):
     recipe, result = finished
     folder = tmp_path / "auto"
@@ -121,6 +132,33 @@ def test_auto_measures_its_candidates_and_says_so(finished, tmp_path):
         "student.onnx",
         "teacher.onnx",
     ]
+
+
+def test_a_lower_floor_makes_no_new_teacher(finished, tmp_path):
+    recipe, result = finished
+    folder = tmp_path / "floor"
+    shutil.copytree(result.folder, folder)
+    made = (folder / "teacher/model.safetensors").stat()
+    changes = {"output": str(folder), "teacher": recipe.teacher.model_copy(update={"floor": 0.01})}
+    run_stages(recipe.model_copy(update=changes), until="finetune", replace=True)
+    now = (folder / "teacher/model.safetensors").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+
+
+def test_a_step_at_which_every_term_rests_changes_nothing_and_stops_nothing(finished, tmp_path):
+    recipe, result = finished
+    ramp = {"schedule": "linear", "start": 0.0, "end": 1.0}
+    values = recipe.model_dump(mode="json", by_alias=True, exclude={"objective", "teacher"})
+    asked = Recipe.parse(
+        {
+            **values,
+            "output": str(tmp_path / "ramp"),
+            "teacher": {"checkpoint": str(result.folder / "teacher")},
+            "objective": {"terms": [{"loss": name, "weight": ramp} for name in ("soft_labels", "hidden_mse")]},
+        }
+    )
+    curve = run_stages(asked, until="train").facts["train"]["curve"]
+    assert all(np.isfinite(point["loss"]) for point in curve if "loss" in point)
 
 
 def test_one_seed_one_result(finished, tmp_path, intents_folder, tiny_start):

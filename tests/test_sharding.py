@@ -118,6 +118,18 @@ def test_in_parts_or_whole_it_learns_the_same(tmp_path, launch, recipe):
     assert torch.isfinite(student(input_ids=torch.tensor([[2, 40, 3]])).logits).all()
 
 
+def test_a_narrower_embedders_projection_is_the_objectives(tmp_path, launch, recipe):
+    """One product in two places: of the student that ships, and of the loss that trains it."""
+    training = {"epochs": 2, "max_grad_norm": 0.05}
+    whole = {**recipe(training), "task": "sentence-embedding"}
+    parts = {**recipe({**training, "sharding": "fsdp"}), "task": "sentence-embedding"}
+    launch(DENSE, whole=(2, whole), parts=(2, parts)).end()
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    files = [tmp_path / name / "student/2_Dense/model.safetensors" for name in ("whole", "parts")]
+    one, other = (load_file(file)["linear.weight"] for file in files)
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+
+
 def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, launch, recipe, quiet_teacher):
     teacher = AutoModelForSequenceClassification.from_pretrained(
         quiet_teacher, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1

@@ -180,7 +180,8 @@ class _Onnx:
 
     def behind(self, batch: Mapping[str, Array]) -> Callable[[], Any]:
         ids = batch["input_ids"]
-        _, past = self._model.step(ids, None)
+        longest = int(self._model.metadata.get("distill.max_length", ids.shape[1] + 1))
+        _, past = self._model.step(ids[:, : max(1, longest - 1)], None)  # there is a position for one more
         return lambda: self._model.step(ids[:, :1], past)
 
     def count_ids(self) -> int:

@@ -90,7 +90,7 @@ def write_corpus(
     stamp = sha256_json(
         [
             _stamps(sources),
-            [columns.text, columns.text_pair, columns.skip],
+            [columns.text, columns.text_pair, columns.skip, columns.prefix, str(features)],
             {role: sha256_json(keys) for role, keys in taken.items()},
         ]
     )

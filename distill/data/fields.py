@@ -36,12 +36,14 @@ class Input:
         read: From the value of a row and the column's name.
         content: What makes two rows the same.
         located: A value with what it names in the table's folder in its place.
+        alone: It is what a model has seen, whatever text stands beside it: all its rows are on one side.
     """
 
     feature: Any
     read: Callable[[Any, str], Read]
     content: Callable[[Any], str]
     located: Callable[[Any, Path | None], Any] = lambda value, folder: value
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ INPUTS: dict[str, Input] = {
         _read_picture,
         lambda value: hashlib.sha256(value["bytes"]).hexdigest(),
         _in_folder,
+        alone=True,
     ),
 }
 """By the name that `Task.inputs` gives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,8 @@ from distill.files import read_json, replace_folder, write_json
 from distill.tasks.encoded import SOURCE, Encoded
 
 _FACTS = "encoded.json"
+_FORMAT = 2
+"""Of the folder: 1 knew no columns with several numbers a row."""
 
 
 def pack_on_disk(parts: Iterable[Encoded], folder: Path, *, key: str) -> Encoded:
@@ -29,17 +31,18 @@ def pack_on_disk(parts: Iterable[Encoded], folder: Path, *, key: str) -> Encoded
         Memory-mapped; an `Encoded` like any other. `given` is not kept.
     """
     facts = read_json(folder / _FACTS)
-    if facts is None or facts["key"] != key:
-        replace_folder(folder, lambda beside: write_json(beside / _FACTS, {"key": key, **_write(parts, beside)}))
+    if facts is None or (facts["key"], facts.get("format")) != (key, _FORMAT):
+        said = {"key": key, "format": _FORMAT}
+        replace_folder(folder, lambda beside: write_json(beside / _FACTS, {**said, **_write(parts, beside)}))
         facts = read_json(folder / _FACTS) or {}
-    columns = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in facts["columns"].items()}
+    columns = {name: _map(folder / f"{name}.bin", *kind) for name, kind in facts["columns"].items()}
     flat = {name: columns[name] for name in facts["flat"]}
     ragged = {name: columns[name] for name in facts["ragged"]}
     return Encoded(ragged, flat, columns["offsets"], cut=facts["cut"], names=facts["names"])
 
 
 def _write(parts: Iterable[Encoded], folder: Path) -> dict[str, Any]:
-    kinds: dict[str, str] = {}
+    kinds: dict[str, tuple[str, list[int]]] = {}
     facts: dict[str, Any] = {"columns": kinds, "ragged": [], "flat": [], "cut": 0, "names": []}
     tokens = sources = 0
     with ExitStack() as stack:
@@ -48,8 +51,8 @@ def _write(parts: Iterable[Encoded], folder: Path) -> dict[str, Any]:
         def append(name: str, values: np.ndarray) -> None:
             if name not in files:
                 files[name] = stack.enter_context((folder / f"{name}.bin").open("wb"))
-                kinds[name] = values.dtype.str
-            np.ascontiguousarray(values, kinds[name]).tofile(files[name])
+                kinds[name] = values.dtype.str, list(values.shape[1:])
+            np.ascontiguousarray(values, kinds[name][0]).tofile(files[name])
 
         append("offsets", np.zeros(1, np.int64))
         for part in parts:
@@ -65,7 +68,9 @@ def _write(parts: Iterable[Encoded], folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _map(path: Path, dtype: str) -> np.ndarray:
+def _map(path: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """The column in a file, `shape` that of one of its values."""
     if not path.stat().st_size:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r").view(np.ndarray)  # slicing a np.memmap costs microseconds, a plain view a tenth
+        return np.zeros((0, *shape), dtype)
+    column = np.memmap(path, dtype, "r").view(np.ndarray)  # slicing a np.memmap costs microseconds, a view a tenth
+    return column.reshape(-1, *shape)

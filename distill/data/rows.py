@@ -174,7 +174,7 @@ class UsableRows:
             rows.labels.append(label)
             if rows.groups is not None and groups is not None:
                 rows.groups.append(str(groups[row]))
-            rows.keys.append(content_key(columns.input.content(value), pair))
+            rows.keys.append(content_key(columns.input.content(value), None if columns.input.alone else pair))
             rows.numbers.append(table.first + row + 1)
         return rows
 

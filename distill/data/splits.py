@@ -171,7 +171,7 @@ def _one_side_each(sides: dict[str, Rows], report: list[str]) -> dict[str, Rows]
             keep.append(reason is None or reason == role)
             if not keep[-1]:
                 lost[f"stand in {reason} too"] += 1
-            elif role == "unlabelled" and reason == role:
+            elif role == "unlabelled" and reason == role and not (rows.input.alone and rows.pairs):
                 keep[-1] = False
                 lost["repeat another"] += 1
             taken.setdefault(key, role)

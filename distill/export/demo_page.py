@@ -62,6 +62,12 @@ def write_demo_page(
             where=str(bundle),
             fix="Give a text-classification bundle.",
         )
+    if loaded.side == "left":
+        raise BundleError(
+            "its tokenizer keeps the end of a long text (truncation_side), the page's keeps the beginning",
+            where=str(bundle),
+            fix="Give a bundle of a teacher that is cut on the right.",
+        )
     if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError("holds something that is no demo page", where=str(folder), fix="Name a new folder.")
     found = Path(modules) if modules else _install(progress)

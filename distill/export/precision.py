@@ -114,8 +114,11 @@ def quantize_weights(
     if not found:
         raise ExportError("no product with weights is in it", where=str(fp32_path), fix="Give the exported fp32 graph.")
     shared = _shared(model.graph, found, bits, block) if tables == "int4" else {}
+    stored: dict[ir.Value, Sequence[ir.Value]] = {}
     for each in found:
-        _in_blocks(each, bits, block, next((blocks for blocks, group in shared.values() if each in group), None))
+        _in_blocks(
+            each, bits, block, next((blocks for blocks, group in shared.values() if each in group), None), stored
+        )
     done = []
     if tables != "fp32":
         done = quantize_tables(model, tables, shared={table: blocks for table, (blocks, _) in shared.items()})
@@ -151,17 +154,29 @@ def pack_blocks(weight: np.ndarray, bits: Bits, block: int = BLOCK) -> tuple[np.
     return pack(rounded, bits), scales
 
 
-def _in_blocks(found: Product, bits: Bits, block: int, shared: Blocks | None) -> None:
-    """Puts the block-wise product in the place of an fp32 one, its constants its own or a table's; the bias stays."""
-    graph, name = found.matmul.graph, found.weight.name
+def _in_blocks(
+    found: Product, bits: Bits, block: int, shared: Blocks | None, stored: dict[ir.Value, Sequence[ir.Value]]
+) -> None:
+    """Puts the block-wise product in the place of an fp32 one; the bias stays.
+
+    Args:
+        found: The product.
+        bits: Bits a weight.
+        block: Weights that share a scale.
+        shared: The constants of a table that it reads too.
+        stored: By weight, the constants made so far: layers may share one.
+    """
+    graph, weight = found.matmul.graph, found.weight
     assert graph is not None
-    rows, columns = numbers_of(found.weight).shape
+    rows, columns = numbers_of(weight).shape
     if shared is not None:
-        constants = as_weight(found.matmul, shared)
+        constants: Sequence[ir.Value] = as_weight(found.matmul, shared)
     else:
-        numbers, scales = pack_blocks(numbers_of(found.weight), bits, block)
-        stored = {f"{name}.int{bits}": numbers, f"{name}.scale": scales.reshape(-1)}
-        constants = [constant(graph, value, key) for key, value in stored.items()]
+        if weight not in stored:
+            numbers, scales = pack_blocks(numbers_of(weight), bits, block)
+            named = {f"{weight.name}.int{bits}": numbers, f"{weight.name}.scale": scales.reshape(-1)}
+            stored[weight] = [constant(graph, value, key) for key, value in named.items()]
+        constants = stored[weight]
     shape = {"K": rows, "N": columns, "bits": bits, "block_size": block}
     old = found.matmul.outputs[0]
     inputs: list[ir.Value | None] = [found.x, *constants]

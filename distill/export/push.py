@@ -78,6 +78,7 @@ def push_bundle(
                 folder_path=folder,
                 commit_message=f"Upload {manifest['name']}",
                 allow_patterns=names,
+                delete_patterns=["onnx/*"],  # of an earlier bundle: what did not ship with this one fails its check
             )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         raise OutputError(

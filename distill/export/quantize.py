@@ -155,13 +155,13 @@ def quantize_int8(
 
 
 def product_names(fp32_path: str | Path) -> list[str]:
-    """Names of the weights of an exported graph whose products int8 would run, in order."""
-    return quantize_model(ir.load(fp32_path), tables="fp32").products
+    """Names of the weights of an exported graph whose products int8 would run, each once, in order."""
+    return list(dict.fromkeys(quantize_model(ir.load(fp32_path), tables="fp32").products))
 
 
 def exact_names(fp32_path: str | Path) -> list[str]:
-    """Names of the weights of an exported graph whose products int8 leaves alone, in order."""
-    return quantize_model(ir.load(fp32_path), tables="fp32").kept
+    """Names of the weights of an exported graph whose products int8 leaves alone, each once, in order."""
+    return list(dict.fromkeys(quantize_model(ir.load(fp32_path), tables="fp32").kept))
 
 
 def quantize_model(

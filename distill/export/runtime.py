@@ -35,6 +35,8 @@ PAST, PRESENT = "past_key_values.", "present."
 PIXELS = "pixel_values"
 STREAM = 256
 """Texts held at a time when streaming: enough to sort by length, little enough to forget."""
+ROOM = 1 << 28
+"""Bytes of the values that a call may return a token: of a language model with a wide vocabulary they fill a memory."""
 
 
 class OnnxModel:
@@ -73,6 +75,14 @@ class OnnxModel:
             if value.name.startswith(PAST)
         }
         self.by_token = frozenset(value.name for value in self.session.get_outputs() if "length" in value.shape[1:2])
+        self.width = max(
+            (
+                value.shape[2]
+                for value in self.session.get_outputs()
+                if value.name in self.by_token and len(value.shape) == 3 and isinstance(value.shape[2], int)
+            ),
+            default=1,
+        )
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     encodes = False
@@ -156,9 +166,10 @@ class Bundle:
         padding: Values that fill short rows, by input.
         folder: Where it came from, for errors.
         images: How images are read, where they are.
+        side: Where texts are cut that are too long: `right` or `left`.
 
     Attributes:
-        cut: How many of the texts asked so far were longer than the maximum and lost their end.
+        cut: How many of the texts asked so far were longer than the maximum and were cut there.
     """
 
     def __init__(
@@ -168,8 +179,9 @@ class Bundle:
         padding: Mapping[str, int],
         folder: Path,
         images: Preprocessing | None = None,
+        side: str = "right",
     ) -> None:
-        self.model, self.folder = model, folder
+        self.model, self.folder, self.side = model, folder, side
         try:
             self.task = model.metadata["distill.task"]
             self.labels: list[str] = json.loads(model.metadata["distill.labels"])
@@ -189,8 +201,7 @@ class Bundle:
         if tokenizer is None:
             return
         tokenizer.no_padding()
-        stride = int(self.head.stride * self.max_length)
-        tokenizer.enable_truncation(self.max_length, stride=stride, strategy=self.head.cut)
+        self.head.limit(tokenizer, self.max_length, self.side)
 
     @classmethod
     def load(cls, folder: str | Path, *, file: str | None = None, threads: int = 1) -> Bundle:
@@ -224,7 +235,7 @@ class Bundle:
             raise BundleError(
                 f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again."
             ) from None
-        bundle = cls(model, tokenizer, padding, folder, images)
+        bundle = cls(model, tokenizer, padding, folder, images, _side(folder))
         if bundle.labels and named != bundle.labels:
             raise BundleError(
                 f"labels {named[:4]} in config.json are not the graph's {bundle.labels[:4]}",
@@ -232,6 +243,11 @@ class Bundle:
                 fix="The files belong to different exports: copy the whole bundle again.",
             )
         return bundle
+
+    @property
+    def lost(self) -> str:
+        """What a text loses that is too long: its `end` or its `beginning`."""
+        return "beginning" if self.side == "left" else "end"
 
     @property
     def reader(self) -> Any:
@@ -250,10 +266,12 @@ class Bundle:
         Args:
             texts: Strings, tuples of two, or what else the task takes. An empty string is asked like any other; what
                 is longer than the maximum loses its end or, where the task can, is read in overlapping windows.
-            batch_size: Windows a call.
+            batch_size: Windows a call, at most.
             new_tokens: How many are written behind each text at most, where the bundle writes; None leaves it to the
                 bundle, 0 writes nothing.
         """
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}", where="predict", fix="Set it to 1 or more.")
         if isinstance(texts, str):
             raise DataError("one text is no list of texts", where="predict", fix="Give [text], or call bundle(text).")
         if self.prefix:
@@ -261,11 +279,10 @@ class Bundle:
         found = self.head.windows(self.reader, texts)
         self.cut += sum(any(one.cut for one in row) for row in found)
         windows = [one for row in found for one in row]
-        said: dict[int, dict[str, Array]] = {}
-        order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
-        for begin in range(0, len(order), batch_size):
-            places = order[begin : begin + batch_size]
-            said.update(zip(places, self.ask([windows[place] for place in places]), strict=True))
+        said: dict[int, Mapping[str, Array]] = {}
+        for places in self._batches(windows, batch_size):
+            batch = [windows[place] for place in places]
+            said.update(zip(places, map(self.head.digest, batch, self.ask(batch)), strict=True))
         asked, at = [], 0
         for text, row in zip(texts, found, strict=True):
             asked.append(
@@ -273,6 +290,16 @@ class Bundle:
             )
             at += len(row)
         return [self.head.decode(one, self.labels, self.settings) for one in asked]
+
+    def _batches(self, windows: Sequence[Window], most: int) -> Iterator[list[int]]:
+        """Places of windows of like length, as many as are wanted and as there is room for."""
+        order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
+        begin, bytes_a_token = 0, 4 * getattr(self.model, "width", 1)
+        while begin < len(order):
+            longest = len(windows[order[min(begin + most, len(order)) - 1]].ids)
+            rows = max(1, min(most, ROOM // max(1, longest * bytes_a_token)))
+            yield order[begin : begin + rows]
+            begin += rows
 
     def ask(self, windows: Sequence[Window]) -> list[dict[str, Array]]:
         """What the graph says of each window, read in one batch; values of padding are left out."""
@@ -311,6 +338,8 @@ class Bundle:
         """What a decoder says at each place of a target, shown what stands before it; and the target as `labels`."""
         if target is None:
             return {}
+        if "around" in self.rules:
+            target = self._retold(target)
         ends = self.rules.get("ends") or []
         if self.images is not None and ends and (not target or target[-1] not in ends):  # as training ended it
             target = [*target[: self.max_length - 1], int(ends[0])]
@@ -319,6 +348,15 @@ class Bundle:
             {**self._source(one.ids if self.images is None else one.pixels), "decoder_input_ids": shown}
         )
         return {**{name: value[0] for name, value in outputs.items()}, "labels": np.array(target, np.int64)}
+
+    def _retold(self, target: Sequence[int]) -> list[int]:
+        """A target as training read it: with its own special tokens in place of a source's around it."""
+        before, behind = self.rules["around"]
+        around = self.tokenizer.encode("a").sequence_ids  # of any text: None before and behind it
+        inside = [place for place, text in enumerate(around) if text is not None]
+        after = len(around) - inside[-1] - 1
+        text = target[inside[0] : len(target) - after]
+        return [*before, *text[: self.max_length - len(before) - len(behind)], *behind]
 
     def _source(self, given: Any) -> dict[str, Array]:
         """A batch of what an encoder reads: the pixels of an image, or the ids of a text."""
@@ -420,6 +458,18 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise BundleError(f"cannot be read ({reason})", where=str(path), fix="Copy the whole bundle again.") from None
 
 
+def _side(folder: Path) -> str:
+    """Where the tokenizer cuts, as transformers keeps it."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return "right"
+    try:
+        said = json.loads(inside(folder, path.name).read_text(encoding="utf-8")).get("truncation_side", "right")
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"cannot be read ({error})", where=str(path), fix="Copy the whole bundle again.") from None
+    return "left" if said == "left" else "right"
+
+
 def _preprocessing(folder: Path) -> Preprocessing:
     path = inside(folder, CONFIG)
     try:
@@ -432,11 +482,18 @@ def inside(folder: Path, name: str) -> Path:
     """The path of a file of the bundle.
 
     Raises:
-        BundleError: It is missing, or lies outside the folder, by `..`, an absolute path or a link.
+        BundleError: It is missing, or lies outside the folder, by `..`, an absolute path or a link; the links of the
+            hub's cache are known.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not path.resolve().is_relative_to(folder.resolve()) and not stored_by_hub(folder, path):
         raise BundleError(f"{name} lies outside the bundle", where=str(folder), fix="Name a file inside the folder.")
     if not path.is_file():
         raise BundleError(f"{name} is missing", where=str(folder), fix="Copy the whole bundle again.")
     return path
+
+
+def stored_by_hub(folder: Path, path: Path) -> bool:
+    """The folder is a snapshot in the hub's cache, and the file a link to one of that repository's blobs."""
+    snapshots = folder.resolve().parent
+    return snapshots.name == "snapshots" and path.resolve().parent == snapshots.parent / "blobs"

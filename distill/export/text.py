@@ -88,6 +88,12 @@ def export_text(bundle: str | Path, *, strings: int = STRINGS, progress: Progres
             where=str(folder),
             fix="Ship the bundle as it is: its tokenizer runs beside the graph.",
         )
+    if loaded.side == "left":
+        raise BundleError(
+            "its tokenizer keeps the end of a long text (truncation_side), a text model's keeps the beginning",
+            where=str(folder),
+            fix="Ship the bundle as it is: its tokenizer runs beside the graph.",
+        )
     with progress.stage("Putting the tokenizer into the graph"):
         made = build_text_model(loaded, onnx.load(inside(folder, QUANTIZED)))
     lines = [json.loads(line) for line in inside(folder, "golden.jsonl").read_text("utf-8").splitlines()]

@@ -56,7 +56,7 @@ class Asked:
     Attributes:
         text: As it was given.
         windows: Its parts; one where it is short enough.
-        outputs: By window, what the graph said of it without padding: (L, ...) for a value a token.
+        outputs: By window, the head's digest of what the graph said without padding: (L, ...) for a value a token.
         write: From ids, or an image's pixels, to the ids that the bundle writes behind them; None where it writes none.
     """
 
@@ -71,24 +71,44 @@ class Head(ABC):
 
     Attributes:
         proof: Name under which golden vectors keep what `prove` gives.
-        stride: Share of a window that the next one repeats; 0 cuts a long text.
+        counts: The proof are numbers at a scale of their own, as prices are, not probabilities.
+        goes_on: A long text is read in further windows; else it is cut.
+        stride: Share of a window that the next one repeats.
         cut: Which of two texts is cut, as `tokenizers` names strategies.
         reads: What it reads: `text` takes a tokenizer, `image` a preprocessor_config.json.
     """
 
     proof: ClassVar[str] = "probabilities"
+    counts: ClassVar[bool] = False
+    goes_on: ClassVar[bool] = False
     stride: ClassVar[float] = 0.0
     cut: ClassVar[str] = "longest_first"
     reads: ClassVar[tuple[str, ...]] = ("text",)
 
+    def limit(self, tokenizer: Any, max_length: int, side: str = "right") -> None:
+        """Sets once how long windows are; nothing of the tokenizer changes when texts are read, in whichever thread.
+
+        Args:
+            tokenizer: Of tokenizers.
+            max_length: Tokens of a window.
+            side: Where a long text is cut, `right` or `left`; one that is read on is not.
+        """
+        overlap = self.overlap(max_length, tokenizer)
+        side = "right" if self.goes_on else side
+        tokenizer.enable_truncation(max_length, stride=overlap, strategy=self.cut, direction=side)
+
+    def overlap(self, max_length: int, tokenizer: Any) -> int:
+        """Tokens that the next window repeats."""
+        return int(self.stride * max_length)
+
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
-        """The windows of each text. `tokenizer` (of tokenizers) cuts at the bundle's maximum length.
+        """The windows of each text. `tokenizer` (of tokenizers) cuts as `limit` told it.
 
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
         return [
-            [window(one, cut=bool(one.overflowing) and not self.stride) for one in (found, *self._rest(found))]
+            [window(one, cut=bool(one.overflowing) and not self.goes_on) for one in (found, *self._rest(found))]
             for found in encode_texts(tokenizer, texts)
         ]
 
@@ -99,7 +119,11 @@ class Head(ABC):
         return prefix + text if isinstance(text, str) else text
 
     def _rest(self, encoding: Any) -> Sequence[Any]:
-        return encoding.overflowing if self.stride else ()
+        return encoding.overflowing if self.goes_on else ()
+
+    def digest(self, window: Window, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Of what the graph said of a window, what `decode` reads: hundreds of texts' are held at once."""
+        return outputs
 
     @abstractmethod
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Prediction:
@@ -124,7 +148,7 @@ class Head(ABC):
         return (line["text"], line["text_pair"]) if "text_pair" in line else line["text"]
 
     def prove(self, outputs: Mapping[str, Array]) -> Array:
-        """The numbers of one window that are kept as a proof and compared later, at the scale of probabilities.
+        """The numbers of one window that are kept as a proof and compared later.
 
         Args:
             outputs: What the graph said of it without padding, and its `input_ids` (L,).

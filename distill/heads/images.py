@@ -185,7 +185,10 @@ def reread(value: Mapping[str, Any]) -> Pixels:
     if len(shape) != 3 or min(shape) < 1 or max(shape) > 4096:
         raise ValueError(f"shape {shape}")
     count = int(np.prod(shape))
-    unpacked = zlib.decompressobj().decompress(base64.b64decode(value["zlib"]), count + 1)
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(value["zlib"]), count + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
     return Pixels(np.frombuffer(unpacked, np.uint8, count).reshape(shape).copy())
 
 
@@ -195,11 +198,17 @@ def _decoded(content: bytes, where: str) -> Array:
     pillow = _pillow()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of what is too large to be an honest image, and of what is cut off
-            warnings.filterwarnings("ignore", "Palette images with Transparency")
+            warnings.simplefilter("ignore")  # of what cameras write beside the pixels; lost pixels are an error
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(io.BytesIO(content)) as stored:
                 image = _upright(stored)
+                if image.mode.startswith("I;16"):  # whose numbers Pillow would cut off at 255
+                    return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                if image.mode in ("I", "F"):
+                    return _from_numbers(np.asarray(image))
                 return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except DataError as error:
+        raise DataError(error.what, where=where, fix=FIX) from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more, by format
         reason = " ".join(str(error).split())[:100]
         raise DataError(f"{len(content):,} bytes do not decode as an image ({reason})", where=where, fix=FIX) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class Writer(Head):
     The proof is how probable each token was but the first, and how probable the most probable next one is: (L,).
     """
 
+    goes_on: ClassVar[bool] = True
+
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
         """The parts of each text, one behind the other.
 
@@ -73,17 +75,22 @@ class Writer(Head):
                 raise DataError("it has no token to go on from", where=f"text {row}", fix="Give at least a word.")
         return rows
 
+    def digest(self, window: Window, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """`surprises` (L - 1,), and the `best` tokens behind the last one with their `chances`: no logits."""
+        chances = _chances(outputs["logits"][-1])
+        best = np.argsort(-chances, kind="stable")[:MOST]
+        return {"surprises": _surprises(window.ids, outputs["logits"]), "best": best, "chances": chances[best]}
+
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Continuation:
         """What is written, the most probable next tokens, and the text's perplexity."""
-        chances = _chances(asked.outputs[-1]["logits"][-1])
+        last = asked.outputs[-1]
         tokenizer = getattr(asked.windows[-1], "tokenizer")  # noqa: B009  # its windows are `Prompt`s
-        best = np.argsort(-chances, kind="stable")[:MOST]
-        told = [(tokenizer.decode([int(one)], skip_special_tokens=False), float(chances[one])) for one in best]
-        surprises = [
-            _surprises(one.ids, said["logits"]) for one, said in zip(asked.windows, asked.outputs, strict=True)
+        told = [
+            (tokenizer.decode([int(one)], skip_special_tokens=False), float(chance))
+            for one, chance in zip(last["best"], last["chances"], strict=True)
         ]
-        every = np.concatenate(surprises)
-        new = asked.write(_whole(tokenizer, asked)) if asked.write else None
+        every = np.concatenate([said["surprises"] for said in asked.outputs])
+        new = asked.write(_whole(asked.windows)) if asked.write else None
         text = None if new is None else tokenizer.decode(new, skip_special_tokens=True)
         return Continuation(told, math.exp(float(every.mean())) if len(every) else None, text)
 
@@ -103,16 +110,14 @@ def _parts(encoding: Any) -> list[Any]:
     return [part for part in (encoding, *encoding.overflowing) if part.ids]
 
 
-def _whole(tokenizer: Any, asked: Asked) -> Sequence[int]:
-    """The ids of the text as one: each of several parts has special tokens of its own."""
-    if len(asked.windows) == 1:
-        return asked.windows[0].ids
-    settings = tokenizer.truncation
-    tokenizer.no_truncation()
-    try:
-        return list(encode_texts(tokenizer, [asked.text])[0].ids)
-    finally:
-        tokenizer.enable_truncation(**settings)
+def _whole(windows: Sequence[Window]) -> list[int]:
+    """The ids of the text as one: each of several parts has special tokens of its own around it."""
+    first, last = windows[0], windows[-1]
+    inside = [[place for place, text in enumerate(one.sequences) if text is not None] for one in windows]
+    if len(windows) == 1 or not all(inside):
+        return list(first.ids)
+    text = [one.ids[place] for one, places in zip(windows, inside, strict=True) for place in places]
+    return [*first.ids[: inside[0][0]], *text, *last.ids[inside[-1][-1] + 1 :]]
 
 
 def _prompt(encoding: Any, tokenizer: Any) -> Prompt:

@@ -60,12 +60,11 @@ class Answer:
     candidates: list[tuple[str, int, int, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
-        names = ("text", "start", "end", "probability")
-        return {
-            **{name: getattr(self, name) for name in (*names, "none")},
-            "candidates": [dict(zip(names, one, strict=True)) for one in self.candidates],
-        }
+        """The same as plain values; the answer under `answer`, since `text` is the question beside it."""
+        names = ("answer", "start", "end", "probability")
+        best = dict(zip(names, (self.text, self.start, self.end, self.probability), strict=True))
+        candidates = [dict(zip(names, one, strict=True)) for one in self.candidates]
+        return {**best, "none": self.none, "candidates": candidates}
 
     def summary(self) -> str:
         """The answer, where it stands, and its probability."""
@@ -93,8 +92,12 @@ class Reader(Head):
     """Reads `start_logits` and `end_logits` (L,). The first token of a window stands for no answer."""
 
     proof: ClassVar[str] = "start_and_end_probabilities"
-    stride: ClassVar[float] = STRIDE
+    goes_on: ClassVar[bool] = True
     cut: ClassVar[str] = "only_second"
+
+    def overlap(self, max_length: int, tokenizer: Any) -> int:
+        """A quarter of a window, or less where the longest question leaves less room."""
+        return overlap(max_length, tokenizer.num_special_tokens_to_add(True))
 
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:
         """The windows of each (question, context): the whole question with a part of the context.
@@ -109,15 +112,8 @@ class Reader(Head):
                     where=f"text {row}",
                     fix="Give (question, context), on the command line the context with --pair.",
                 )
-        settings = tokenizer.truncation
-        longest = int(settings["max_length"])
-        most = int(QUESTION * longest)
-        settings = {**settings, "stride": overlap(longest, tokenizer.num_special_tokens_to_add(True))}
-        tokenizer.no_truncation()
-        try:
-            pairs = [(cut_question(tokenizer, question, most), context) for question, context in texts]
-        finally:
-            tokenizer.enable_truncation(**settings)
+        most = int(QUESTION * int(tokenizer.truncation["max_length"]))
+        pairs = [(cut_question(tokenizer, question, most), context) for question, context in texts]
         lost = [len(short) < len(question) for (short, _), (question, _) in zip(pairs, texts, strict=True)]
         return [
             [window(one, cut=cut) for one in (found, *found.overflowing)]
@@ -145,11 +141,18 @@ class Reader(Head):
 
 
 def cut_question(tokenizer: Any, question: str, most: int) -> str:
-    """The question, cut behind its first `most` tokens. `tokenizer` (of tokenizers) must not truncate."""
-    if len(question) <= most:  # no token is shorter than a character
-        return question
-    offsets = tokenizer.encode(question, add_special_tokens=False).offsets
-    return question if len(offsets) <= most else question[: offsets[most - 1][1]]
+    """The question, cut behind its first `most` tokens.
+
+    It is read as a second text, since what cuts contexts refuses a text alone.
+
+    Args:
+        tokenizer: Of tokenizers; it cuts second texts to more than `most` tokens, or none at all.
+        question: Any text.
+        most: Tokens.
+    """
+    (found,) = encode_texts(tokenizer, [("", question)])
+    ends = [end for (_, end), sequence in zip(found.offsets, found.sequence_ids, strict=True) if sequence == 1]
+    return question if len(ends) <= most else question[: ends[most - 1]]
 
 
 def overlap(max_length: int, special: int) -> int:

@@ -65,6 +65,7 @@ class Tagging:
 class Tagger(Head):
     """Reads `probabilities` (L, C); a word is what its first token says."""
 
+    goes_on: ClassVar[bool] = True
     stride: ClassVar[float] = STRIDE
 
     def windows(self, tokenizer: Any, texts: Sequence[Text]) -> list[list[Window]]:

@@ -73,13 +73,17 @@ class Translator(Head):
             for text, found in zip(texts, sources, strict=True)
         ]
 
+    def digest(self, window: Window, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """`chances` (T,) of a target's tokens, not a row of logits a token; nothing where there is no target."""
+        return {"chances": self.prove(outputs)} if outputs else {}
+
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Translation:
         """The likelihood of the target where there is one, else what is written."""
         window = asked.windows[0]
         target, tokenizer = getattr(window, "target"), getattr(window, "tokenizer")  # noqa: B009  # it is a `Source`
         if target is not None:
-            chances = self.prove(asked.outputs[0])
-            return Translation(asked.text[1], math.exp(float(np.log(np.maximum(chances, 1e-30)).mean())))
+            chances = np.maximum(asked.outputs[0]["chances"], 1e-30)
+            return Translation(asked.text[1], math.exp(float(np.log(chances).mean())))
         if asked.write is None:
             return Translation(None)
         read = window.ids if window.pixels is None else window.pixels

@@ -32,6 +32,7 @@ class Regressor(Head):
     """Reads `value`, one number a text."""
 
     proof: ClassVar[str] = "value"
+    counts: ClassVar[bool] = True
 
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Value:
         """The number as it is."""

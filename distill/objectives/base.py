@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Loss:
         remembers: It takes `memory`, teacher rows of earlier batches, where the option `memory` asks for any.
         in_batch: Its value depends on which rows share a batch, so it is not invariant to batch splits.
         paired: What it reads as logits are the vectors of a text and of an image, side by side.
+        classes: What it reads as logits is one distribution over classes, a row or a token.
         source: Paper or file that defines it.
     """
 
@@ -63,7 +64,13 @@ class Loss:
     in_batch: bool = False
     remembers: bool = False
     paired: bool = False
+    classes: bool = False
     source: str = ""
+
+    def choices(self, option: str) -> tuple[Any, ...]:
+        """What an option may be where that is a closed list: the function annotates it as Literal."""
+        annotation = get_type_hints(self.function).get(option)
+        return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def count_units(batch: Mapping[str, Tensor]) -> dict[Unit, Tensor]:

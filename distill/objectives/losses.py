@@ -56,18 +56,27 @@ _MASK = ("mask",)
 _SCORED = ("scored",)
 
 _ON_LOGITS = (
-    Loss("soft_labels", soft_labels, "logits", Unit.SCORED, ("scored", "labels"), _SOFT, source="1503.02531"),
-    Loss("hard_labels", hard_labels, "", Unit.LABELLED, ("labels", "scored")),
+    Loss(
+        "soft_labels",
+        soft_labels,
+        "logits",
+        Unit.SCORED,
+        ("scored", "labels"),
+        _SOFT,
+        classes=True,
+        source="1503.02531",
+    ),
+    Loss("hard_labels", hard_labels, "", Unit.LABELLED, ("labels", "scored"), classes=True),
     Loss("soft_labels_multilabel", soft_labels_multilabel, "logits", Unit.SCORED, _SCORED, _ONE),
     Loss("regression", regression, "logits", Unit.SCORED, _SCORED),
     Loss("regression_labels", regression_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("multilabel_labels", multilabel_labels, "", Unit.LABELLED, ("labels", "scored")),
     Loss("soft_spans", soft_spans, "logits", Unit.SCORED, ("scored", "inside"), _SPANS, source="1503.02531"),
     Loss("span_labels", span_labels, "", Unit.LABELLED, ("labels", "scored", "inside")),
-    Loss("jsd", jsd, "logits", Unit.SCORED, _SCORED, _JSD, source="2306.13649"),
-    Loss("reverse_kl", reverse_kl, "logits", Unit.SCORED, _SCORED, _ONE, source="2306.08543"),
-    Loss("total_variation", total_variation, "logits", Unit.SCORED, _SCORED, _ONE, source="2307.15190"),
-    Loss("dist", dist, "logits", Unit.BATCHES, _SCORED, _DIST, in_batch=True, source="2205.10536"),
+    Loss("jsd", jsd, "logits", Unit.SCORED, _SCORED, _JSD, classes=True, source="2306.13649"),
+    Loss("reverse_kl", reverse_kl, "logits", Unit.SCORED, _SCORED, _ONE, classes=True, source="2306.08543"),
+    Loss("total_variation", total_variation, "logits", Unit.SCORED, _SCORED, _ONE, classes=True, source="2307.15190"),
+    Loss("dist", dist, "logits", Unit.BATCHES, _SCORED, _DIST, in_batch=True, classes=True, source="2205.10536"),
 )
 
 _ON_HIDDEN_STATES = (

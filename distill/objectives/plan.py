@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from distill.encoders import FAMILIES, Architecture
 from distill.errors import ObjectiveError
@@ -228,11 +228,8 @@ def _option_problems(term: TermRecipe, name: str, loss: Loss, own: Mapping[str, 
 
 
 def _choices(option: str, loss: Loss, own: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an option may be where that is a closed list: a loss says so by annotating it as Literal."""
-    if option in own:
-        return CHOICES.get(option, ())
-    annotation = get_type_hints(loss.function).get(option)
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+    """What an option may be where that is a closed list."""
+    return CHOICES.get(option, ()) if option in own else loss.choices(option)
 
 
 def _same_kind(value: Any, default: Any) -> bool:

@@ -20,6 +20,9 @@ from distill.recipe import ObjectiveRecipe, TermRecipe
 CACHE_LIMIT = 20e9
 """Bytes of hidden states that `auto` finds too many to keep; half precision, TOKENS an example."""
 
+SOFT = ("soft_labels", "soft_labels_multilabel", "soft_spans", "jsd", "reverse_kl", "total_variation")
+"""Losses whose temperature `objective.temperature` replaces."""
+
 TOKENS = 32
 """Tokens that `auto` takes an example to have: it knows the number of examples only."""
 
@@ -144,6 +147,9 @@ def resolve_terms(
         labelled: Some of them have a gold label.
         same_tokens: The student splits every text as the teacher does, so that they can be compared token by token.
         losses: What stands for a preset's loss in this task.
+
+    Raises:
+        ObjectiveError: A term compares what the task does not give.
     """
     if recipe.terms:
         terms, reason = list(recipe.terms), "the recipe's own terms"
@@ -153,8 +159,21 @@ def resolve_terms(
         terms, reason = preset_terms(recipe.preset), f"{recipe.preset}: asked for by the recipe"
     if recipe.temperature is not None:
         changed = {"temperature": recipe.temperature}
-        terms = [term.model_copy(update=changed) if term.loss == "soft_labels" else term for term in terms]
-    return terms if recipe.terms else translate(terms, losses or {}), reason
+        terms = [term.model_copy(update=changed) if term.loss in SOFT else term for term in terms]
+    terms = terms if recipe.terms else translate(terms, losses or {})
+    _refuse_classes(terms, losses or {})
+    return terms, reason
+
+
+def _refuse_classes(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> None:
+    """Refuses losses over classes where the task's outputs are none: its own losses stand for theirs."""
+    for term in terms:
+        if "soft_labels" in losses and term.loss in LOSSES and LOSSES[term.loss].classes:
+            raise ObjectiveError(
+                f"{term.loss} compares distributions over classes, and this task's outputs are none",
+                where="objective",
+                fix=f"Take {losses['soft_labels']}, or a preset with soft_labels, which it stands for here.",
+            )
 
 
 def translate(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> list[TermRecipe]:
@@ -163,7 +182,11 @@ def translate(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> list[Te
     for term in terms:
         if term.loss in losses:
             loss = LOSSES[losses[term.loss]]
-            known = {name: value for name, value in term.options.items() if name in loss.options}
+            known = {
+                name: value
+                for name, value in term.options.items()
+                if name in loss.options and value in (loss.choices(name) or (value,))
+            }
             temperature = term.temperature if "temperature" in loss.options else None
             term = term.model_copy(update={"loss": loss.name, "options": known, "temperature": temperature})
         result.append(term)

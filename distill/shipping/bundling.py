@@ -18,6 +18,7 @@ from distill.export.bundle import Contents, write_bundle
 from distill.export.pieces import bytes_of
 from distill.export.runtime import QUANTIZED, Bundle, open_graph
 from distill.export.verify import Verification, verify_bundle
+from distill.ledger import FOLDER
 from distill.recipe import DataRecipe, Recipe
 from distill.run import Run
 from distill.shipping.stage import shipped_file, versions, without_rows
@@ -59,11 +60,13 @@ def bundle(run: Run) -> dict[str, Any]:
             raise verdict.error()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shipped = bytes_of(folder / QUANTIZED)
-        line = f"bundle: {folder} is verified; the {run.recipe.export.weights} file has {shipped / 1e6:.1f} MB"
-        run.progress.say(line)
-        return {"models": models, "bytes": size, "int8_bytes": shipped, "verdict": verdict.to_json(), "summary": [line]}
+        line = f"{FOLDER}/bundle is verified; the {run.recipe.export.weights} file has {shipped / 1e6:.1f} MB"
+        run.progress.say(f"bundle: {line.replace(FOLDER, str(run.folder))}")
+        told = {"verdict": verdict.to_json(), "summary": [f"bundle: {line}"]}
+        return {"models": models, "bytes": size, "int8_bytes": shipped, **told}
 
-    inputs = {"export": run.ledger.facts("export"), "evaluate": run.ledger.facts("evaluate")}
+    facts = {"export": run.ledger.facts("export"), "evaluate": run.ledger.facts("evaluate")}
+    inputs = {"name": run.recipe.name, **facts}
     return run.ledger.once("bundle", inputs, work, makes=[folder / "MANIFEST.json"])
 
 
@@ -148,7 +151,7 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     right = found.metrics[task.metric]
     verdict.facts[task.metric] = right
     verdict.facts["rows"] = len(rows.texts)
-    cut = f"; {encoded.cut:,} of them lose their end at {bundle.max_length} tokens" if encoded.cut else ""
+    cut = f"; {encoded.cut:,} of them lose their {bundle.lost} at {bundle.max_length} tokens" if encoded.cut else ""
     verdict.checks["data"] = (True, f"{task.metric} {right:.4f} on {len(rows.texts):,} rows of {source}{cut}")
     return verdict
 

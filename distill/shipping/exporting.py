@@ -104,7 +104,8 @@ def try_export(run: Run) -> None:
 
 
 def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
-    settings, rules = settings_of(run, checkpoint), run.task.rules(checkpoint.model)
+    settings = settings_of(run, checkpoint)
+    rules = run.task.rules(checkpoint.model) | run.task.around(checkpoint.tokenizer)
     seen = dict(checkpoint.tokenizer.config) if isinstance(checkpoint.tokenizer, ImageReader) else {}
     return {
         **({"distill.settings": json.dumps(settings)} if settings else {}),

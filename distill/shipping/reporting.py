@@ -8,6 +8,7 @@ from typing import Any
 from distill.bench import bench as measure_latency
 from distill.export.runtime import QUANTIZED
 from distill.files import write_json
+from distill.ledger import FOLDER
 from distill.machine import describe_machine
 from distill.report import write_report
 from distill.run import Run
@@ -45,7 +46,7 @@ def report(run: Run) -> dict[str, Any]:
         results = collect(run)
         write_json(run.folder / "results.json", results)
         paths = write_report(results, run.folder)
-        return {"summary": [f"report: {path}" for path in paths]}
+        return {"summary": [f"report: {FOLDER}/{path.relative_to(run.folder).as_posix()}" for path in paths]}
 
     stages = {name: run.ledger.facts(name) for name in ("teacher", "train", "baseline", "export", "bundle", "bench")}
     made = [run.folder / name for name in ("results.json", "report.md", "report.html")]
@@ -54,7 +55,7 @@ def report(run: Run) -> dict[str, Any]:
 
 def collect(run: Run) -> dict[str, Any]:
     """Everything that was measured, in the one shape the report reads."""
-    names = ("teacher", "label", "train", "baseline", "evaluate", "export", "bundle", "bench")
+    names = ("finetune", "teacher", "label", "train", "baseline", "evaluate", "export", "bundle", "bench")
     facts = {name: run.ledger.facts(name) or {} for name in names}
     splits = run.splits
     curves = {"student": facts["train"]["curve"]}

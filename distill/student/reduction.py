@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import StudentError
 from distill.progress import SILENT, Progress
-from distill.student.build import Student
+from distill.student.build import Student, fresh_parts
 from distill.student.fitting import (
     Call,
     embedding_norm,
@@ -34,6 +34,7 @@ from distill.student.fitting import (
 )
 from distill.student.shape import inner_width, part_of
 from distill.student.surgery import (
+    LAYOUTS,
     Batch,
     Importance,
     Layout,
@@ -89,6 +90,12 @@ def carry_over(
             fix="Take a card of the teacher's own family.",
         )
     layout_of(teacher)
+    if not (carries(teacher.config) and carries(student.model.config)):
+        raise StudentError(
+            f"this {teacher.config.model_type} has products that cannot be fitted one after the other",
+            where="student",
+            fix='Set student.init = "copy".',
+        )
     inner, most = inner_width(student.model.config), inner_width(teacher.config)
     if inner > most:
         raise StudentError(
@@ -112,9 +119,24 @@ def carry_over(
             stage.advance()
         fit.head()
         stage.advance()
-    names = tuple(name for name, _ in model.named_parameters())
-    said = f"every part fitted to the teacher on {sum(len(b['attention_mask']) for b in batches)} texts"
-    return replace(student, model=model.train(), inherited=names, fresh=(), remarks=(said,))
+    names = [name for name, _ in model.named_parameters()]
+    before = dict(student.model.named_parameters())
+    left = [name for name in student.fresh if torch.equal(model.get_parameter(name), before[name])]
+    fresh, random = fresh_parts(model, set(names) - set(left))
+    which = "all other parts" if fresh else "every part"
+    said = f"{which} fitted to the teacher on {sum(len(b['attention_mask']) for b in batches)} texts"
+    inherited = tuple(name for name in names if name not in fresh)
+    return replace(student, model=model.train(), inherited=inherited, fresh=fresh, remarks=(*random, said))
+
+
+def carries(config: PretrainedConfig) -> bool:
+    """Whether `carry_over` knows a model of this config.
+
+    It knows no products that read positions too, as DeBERTa's queries and keys do, and none between a table and the
+    first layer, as ELECTRA's small models have.
+    """
+    between = getattr(config, "embedding_size", config.hidden_size) != config.hidden_size
+    return config.model_type in LAYOUTS and config.model_type != "deberta-v2" and not between
 
 
 class _Fit:

@@ -16,9 +16,9 @@ from distill.progress import SILENT, Progress
 from distill.student.bottleneck import fit_bottlenecks
 from distill.student.build import Student, build_student, override_card, trim_student
 from distill.student.captioners import build_captioner
-from distill.student.reduction import carry_over
+from distill.student.reduction import carries, carry_over
 from distill.student.shape import activation_of, inner_width
-from distill.student.surgery import LAYOUTS, Batch, rank_layers
+from distill.student.surgery import Batch, rank_layers
 from distill.student.towers import build_dual, is_dual, refuse_ranking
 
 Init = Literal["teacher", "copy", "random"]
@@ -84,7 +84,7 @@ def start_student(
 def _was_cut(teacher: PreTrainedModel, student: Student) -> bool:
     """Whether a student that inherits everything has parts that copying could not carry over whole."""
     theirs, mine = teacher.config, student.model.config
-    if theirs.model_type != mine.model_type or theirs.model_type not in LAYOUTS:
+    if theirs.model_type != mine.model_type or not (carries(theirs) and carries(mine)):
         return False
     if not _inherits_all(student) or len(student.layer_map) > theirs.num_hidden_layers:
         return False

@@ -176,6 +176,10 @@ class Task(ABC):
         """What a bundle needs to write texts, as `distill.heads.generation.Rules` reads it; empty where it does not."""
         return {}
 
+    def around(self, tokenizer: Any) -> dict[str, Any]:
+        """`around`: the ids before and behind a target, where other ones stand around a source; else nothing."""
+        return {}
+
     def unfollowed(self, model: Any) -> list[str]:
         """`name = value` of each option of the model's own writing that those rules leave out."""
         return []

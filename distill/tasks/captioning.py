@@ -35,6 +35,10 @@ class Captioning(Seq2Seq):
     feeds: ClassVar[tuple[str, ...]] = (PIXELS, "decoder_input_ids")
     stretches: ClassVar[bool] = False
 
+    def around(self, tokenizer: Any) -> dict[str, Any]:
+        """Nothing: images have no tokens."""
+        return {}
+
     def encode(self, rows: Mapping[str, Sequence[Any]], tokenizer: Any, max_length: int) -> Encoded:
         """Pixels (N, C, H, W) uint8; `labels`, the tokens of the captions. `tokenizer` is an `ImageReader`."""
         words = tokenizer.tokenizer

@@ -46,7 +46,7 @@ class QuestionAnswering(Task):
         """Token ids by window; `labels` are the answer's first and last token, 0 and 0 where the window lacks it."""
         given = {"text": list(rows["text"]), "text_pair": list(rows["text_pair"]), "label": list(rows["label"])}
         backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
+        backend.no_truncation()  # whatever the call before asked for
         asked = [cut_question(backend, question, int(QUESTION * max_length)) for question in given["text"]]
         cut = sum(len(one) < len(whole) for one, whole in zip(asked, given["text"], strict=True))
         tokens = tokenizer(

@@ -183,6 +183,9 @@ class SentenceEmbedding(Task):
                 fix="Make it as wide as its teacher: no map of the pooled vector is the map of its tokens.",
             )
         if kept:
+            trained = getattr(student, "sentence_projection", None)
+            if trained is not None:  # it goes on learning
+                kept[0].last.load_state_dict(trained.state_dict())
             student.sentence_projection = kept[0].last
 
 

@@ -160,6 +160,11 @@ class Seq2Seq(Task):
         """As the model's `generation_config` has it."""
         return asdict(rules_of(model))
 
+    def around(self, tokenizer: Any) -> dict[str, Any]:
+        """Those of mBART and NLLB name the language."""
+        source, target = _around(tokenizer(text="a")), _around(tokenizer(text_target="a"))
+        return {} if source == target else {"around": target}
+
     def unfollowed(self, model: Any) -> list[str]:
         """What of its `generation_config` that leaves out."""
         return unfollowed(model)
@@ -228,3 +233,10 @@ class _Written(_Scores):
         for place, row in enumerate(rows):
             written[place, : len(row)] = row
         return {**super().predict(batch), "written": written}
+
+
+def _around(encoded: Any) -> list[list[int]]:
+    """The special tokens before and behind a text."""
+    ids, places = encoded["input_ids"], encoded.sequence_ids(0)
+    inside = [place for place, text in enumerate(places) if text is not None]
+    return [list(ids[: inside[0]]), list(ids[inside[-1] + 1 :])] if inside else [[], list(ids)]

@@ -31,14 +31,14 @@ def lighter(student: Any, settings: TrainingRecipe, *, on_processor: bool) -> It
             stack.enter_context(threads(settings.threads))
         if settings.freeze_embeddings:
             token_embedding(student).requires_grad_(False)
-        if settings.freeze_layers:
-            stack.enter_context(frozen(student, settings.freeze_layers))
-        if settings.gradient_checkpointing:
-            stack.enter_context(recomputed(student))
         if settings.compile:
             stack.enter_context(compiled(student))
         elif on_processor:
             stack.enter_context(quick(student))
+        if settings.freeze_layers:  # the modules that are there now: quick ones stand in the place of others
+            stack.enter_context(frozen(student, settings.freeze_layers))
+        if settings.gradient_checkpointing:
+            stack.enter_context(recomputed(student))
         yield
 
 
@@ -123,6 +123,10 @@ def frozen(student: Any, layers: int) -> Iterator[None]:
             part.train(student.training)
 
 
+EARLY = ("layernorm_embedding",)
+"""What BART and its kin run before their layers, though it stands behind them."""
+
+
 def below(student: Any) -> list[Any]:
     """The modules of the encoder that run before its first layer: all that holds no layer and stands before them."""
     encoder = find_encoder(student)
@@ -130,11 +134,13 @@ def below(student: Any) -> list[Any]:
     found: list[Any] = []
     holder = student.base_model
     while True:  # down to the first layer: each module that stands before it on the way
-        for part in holder.children():
+        found += [part for name, part in holder.named_children() if name in EARLY]
+        for name, part in holder.named_children():
             if any(value is first for value in part.parameters()):
                 holder = part
                 break
-            found.append(part)
+            if name not in EARLY:
+                found.append(part)
         if holder is encoder.layers[0]:
             return found
 

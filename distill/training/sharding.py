@@ -24,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from distill import processes
+from distill.objectives import Objective
 from distill.training.trainer import DistillationModule, DistillationTrainer
 
 FREE_BETWEEN = ("logits", "hidden")
@@ -87,18 +88,20 @@ def _part(value: Tensor, like: Tensor) -> Tensor:
 class ShardedTrainer(DistillationTrainer):
     """A `DistillationTrainer` whose trained module is divided over all processes.
 
-    The student that was given stays whole: it is filled with the trained weights, in every process, whenever it is
-    measured or saved.
+    Student and objective as they were given stay whole: they are filled with the trained weights, in every process,
+    whenever the student is measured or saved.
 
     Args:
         student: The model to train.
+        objective: The losses; a projection may be the student's too.
         *args: As in `DistillationTrainer`; there is no table by rows and no writing on policy.
         **more: The same.
     """
 
-    def __init__(self, student: Any, *args: Any, **more: Any) -> None:
-        self._filled = student
-        super().__init__(copy.deepcopy(student), *args, **more)
+    def __init__(self, student: Any, objective: Objective, *args: Any, **more: Any) -> None:
+        self._whole = {"student": student, "objective": objective}
+        divided = copy.deepcopy(self._whole)
+        super().__init__(divided["student"], divided["objective"], *args, **more)
 
     def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
         inside = any(tap.split(".")[0] not in FREE_BETWEEN for tap in module.objective.student_taps)
@@ -117,11 +120,11 @@ class ShardedTrainer(DistillationTrainer):
     @property
     def student(self) -> Any:
         """The student as it is now, whole; every process must ask."""
-        state = self.model.state_dict()
-        beginning = "student."
-        whole = {name.removeprefix(beginning): _whole(state[name]) for name in state if name.startswith(beginning)}
-        self._filled.to(self.args.device).load_state_dict(whole)
-        return self._filled
+        state = _whole(self.model.state_dict())
+        for part, module in self._whole.items():
+            own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+            module.to(self.args.device).load_state_dict(own)
+        return self._whole["student"]
 
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
         """Every batch's gradients are divided at once: whole ones would cost what sharding saves."""

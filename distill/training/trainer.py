@@ -281,7 +281,10 @@ class DistillationTrainer(transformers.Trainer):
         losses = {
             name: share * total / window[objective.units[name]].clamp(min=1.0) for name, (total, _) in terms.items()
         }
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        if losses:
+            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        else:  # every term rests at this step
+            loss = 0.0 * next(one for one in model.parameters() if one.requires_grad).sum()
         self._failure.look(loss, losses, self.state.global_step)
         if not self._term_sums:  # also after a resume, whose lines then speak of the steps since
             self._term_steps = self.state.global_step

@@ -120,8 +120,8 @@ def test_in_parts_or_at_once_the_same_rows_are_kept(tmp_path, intents_folder, mo
     texts = [*TEXTS[:ROWS], *known, *(text.upper() for text in TEXTS[:100]), *TEXTS[ROWS:], "", TEXTS[3]]
     path = write(tmp_path / "a.parquet", texts)
 
-    def load(folder):
-        return load_splits(intents_folder / "train.csv", unlabelled=[path], on_bad_row="skip", folder=folder)
+    def load(folder, **more):
+        return load_splits(intents_folder / "train.csv", unlabelled=[path], on_bad_row="skip", folder=folder, **more)
 
     whole = load(None)
     monkeypatch.setattr("distill.data.streams.LARGE", 1)
@@ -135,6 +135,8 @@ def test_in_parts_or_at_once_the_same_rows_are_kept(tmp_path, intents_folder, mo
     assert (tmp_path / "work/text.arrow").stat().st_mtime_ns == written
     write(path, TEXTS[:10])
     assert len(load(tmp_path / "work").unlabelled) == 10
+    named = load(tmp_path / "work", prefix="query: ").unlabelled["text"][:]
+    assert named == [f"query: {text}" for text in TEXTS[:10]]
 
 
 # On the disk
@@ -142,7 +144,13 @@ def test_in_parts_or_at_once_the_same_rows_are_kept(tmp_path, intents_folder, mo
 
 def encoded(rows, first=0):
     ids = [list(range(row, row + 1 + row % 4)) for row in range(first, first + rows)]
-    return pack({"input_ids": ids, "labels": ids}, {SOURCE: np.arange(rows) // 2, "weight": np.ones(rows)}, cut=rows)
+    flat = {
+        SOURCE: np.arange(rows) // 2,
+        "weight": np.ones(rows),
+        "labels": 7 * first + np.arange(3 * rows, dtype=np.float32).reshape(rows, 3),  # of several labels
+        "pixels": np.full((rows, 2, 2, 1), first, np.uint8),
+    }
+    return pack({"input_ids": ids, "tags": ids}, flat, cut=rows)
 
 
 def test_packed_on_disk_is_packed_in_memory(tmp_path):
@@ -153,6 +161,7 @@ def test_packed_on_disk_is_packed_in_memory(tmp_path):
     for row in range(14):
         assert there[row].keys() == here[row].keys()
         assert all(np.array_equal(there[row][name], here[row][name]) for name in here[row])
+        assert there[row]["labels"].shape == (3,)
     assert there.cut == here.cut
     assert there.lengths.tolist() == here.lengths.tolist()
     with pytest.raises(ValueError, match="read-only"):

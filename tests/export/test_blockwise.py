@@ -1,14 +1,17 @@
 """Weights in blocks: what is stored, what ONNX Runtime makes of it, and when it is refused."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AlbertConfig, AlbertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from distill.errors import ExportError
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.graph import export_graph
+from distill.export.ladder import rank_products
 from distill.export.precision import BLOCK, pack_blocks, quantize_weights
+from distill.export.quantize import product_names
 from distill.export.runtime import OnnxModel
 from distill.tasks import TASKS
 
@@ -80,3 +83,36 @@ def test_a_metric_that_is_no_number_is_refused(fp32, tmp_path, bits):
     with pytest.raises(ExportError, match=rf"weights in {bits} bits lose nan points, more than max_drop = 100"):
         quantize_blocks_within(fp32, tmp_path / "blocks.onnx", bits=bits, measure=measure, max_drop=100)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def albert(tmp_path_factory):
+    """Six layers that are one: a product's weight is read six times."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 500, "embedding_size": 32, "hidden_size": 64, "intermediate_size": 128}
+    config = AlbertConfig(**sizes, num_hidden_layers=6, num_attention_heads=4, num_labels=2)
+    path = tmp_path_factory.mktemp("albert") / "model.onnx"
+    model = AlbertForSequenceClassification(config).eval()
+    export_graph(model, TASKS["text-classification"].graph(["input_ids", "attention_mask"]), path)
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_that_layers_share_is_stored_once(albert, tmp_path, bits):
+    made = quantize_weights(albert, tmp_path / "blocks.onnx", bits=bits)
+    names = {value.name for value in onnx.load(made.path).graph.initializer}
+    assert sum(f"{weight}.int{bits}" in names for weight in set(made.weights)) == len(set(made.weights))
+    assert len(made.weights) > 4 * len(set(made.weights))
+    assert made.bytes < 0.6 * albert.stat().st_size
+    ids = np.random.default_rng(0).integers(0, 500, (2, 12))
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    wanted, found = (OnnxModel(path).predict(batch)["probabilities"] for path in (albert, made.path))
+    assert np.abs(wanted - found).max() < 0.05
+
+
+def test_a_weight_that_layers_share_is_ranked_once(albert):
+    names = product_names(albert)
+    assert len(names) == len(set(names))
+    ids = np.random.default_rng(0).integers(0, 500, (2, 12))
+    ranked = rank_products(albert, [{"input_ids": ids, "attention_mask": np.ones_like(ids)}])
+    assert sorted(one.name for one in ranked) == sorted(names)

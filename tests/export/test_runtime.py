@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from transformers import AutoTokenizer
 
 from distill.errors import BundleError, DataError
 from distill.export.runtime import FULL, QUANTIZED, STREAM, Bundle, OnnxModel
 from distill.export.single_file import refuse_external_data
+from distill.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,34 @@ def test_a_bundle_is_small_enough_to_open_twice(tiny_bundle: Path) -> None:
     first, second = Bundle.load(tiny_bundle), Bundle.load(tiny_bundle)
     first.tokenizer.enable_truncation(4)
     assert len(second.encode(["where is my new card today"])[0]["input_ids"]) > 4
+
+
+def test_a_text_is_cut_where_its_tokenizer_cuts(own_bundle: Path) -> None:
+    path = own_bundle / "tokenizer_config.json"
+    text = "where is my new card and how do i get it " * 9
+    right = Bundle.load(own_bundle)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    words, left = AutoTokenizer.from_pretrained(own_bundle), Bundle.load(own_bundle)
+    (encoded,) = left.encode([text])
+    trained = TASKS["text-classification"].encode({"text": [text], "label": [None]}, words, left.max_length)
+    assert encoded["input_ids"] == trained[0]["input_ids"].tolist()
+    assert encoded != right.encode([text])[0]
+    left(text)
+    assert (left.cut, left.lost, right.lost) == (1, "beginning", "end")
+    words.save_pretrained(own_bundle / "again")
+    assert AutoTokenizer.from_pretrained(own_bundle / "again").truncation_side == "left"
+
+
+def test_a_call_has_room_for_what_it_returns(shared_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model with a wide vocabulary returns gigabytes for a batch of long texts."""
+    bundle = Bundle.load(shared_bundle.folder)
+    windows = [bundle.head.windows(bundle.reader, ["card " * length])[0][0] for length in (30, 1, 2, 30, 1, 2, 30)]
+    assert [sorted(places) for places in bundle._batches(windows, 4)] == [[1, 2, 4, 5], [0, 3, 6]]
+    longest = max(len(one.ids) for one in windows)
+    bundle.model.width = 1000
+    monkeypatch.setattr("distill.export.runtime.ROOM", 2 * longest * 4 * 1000)
+    assert [sorted(places) for places in bundle._batches(windows, 7)] == [[1, 4], [2, 5], [0, 3], [6]]
+    assert [len(places) for places in bundle._batches(windows[:1], 7)] == [1]
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

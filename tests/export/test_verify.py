@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,29 @@ def test_a_file_too_many(name: str, own_bundle: Path) -> None:
     assert failed(own_bundle) == {"files": f"{name} did not ship with it"}
 
 
+@pytest.mark.parametrize("name", [".gitattributes", ".git/config", ".cache/huggingface/download/config.json.lock"])
+def test_what_the_hub_puts_beside_it_is_let_be(name: str, own_bundle: Path) -> None:
+    (own_bundle / name).parent.mkdir(parents=True, exist_ok=True)
+    (own_bundle / name).write_text("*.onnx filter=lfs")
+    assert failed(own_bundle) == {}
+
+
+def test_a_snapshot_in_the_hubs_cache(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its files are links to those of the repository, and to no others."""
+    blobs, snapshot = tmp_path / "models--me--it/blobs", tmp_path / "models--me--it/snapshots/0123abc"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(path for path in tiny_bundle.rglob("*") if path.is_file()):
+        shutil.copyfile(file, blobs / str(number))
+        link = snapshot / file.relative_to(tiny_bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    assert failed(snapshot) == {}
+    (snapshot / "config.json").unlink()
+    (tmp_path / "elsewhere.json").write_text((tiny_bundle / "config.json").read_text())
+    (snapshot / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    assert "config.json lies outside the bundle" in failed(snapshot)["files"]
+
+
 def test_a_link_too_many(own_bundle: Path, tmp_path: Path) -> None:
     (own_bundle / "way-out").symlink_to(tmp_path)
     assert failed(own_bundle) == {"files": "way-out did not ship with it"}
@@ -205,6 +229,22 @@ def test_another_tokenizer_is_noticed(own_bundle: Path) -> None:
     path.write_text(json.dumps(content))
     seal(own_bundle)
     assert failed(own_bundle) == {"golden vectors": "golden.jsonl:1 is now split into other tokens"}
+
+
+def test_ids_that_the_graph_has_not_are_a_verdict(own_bundle: Path) -> None:
+    path = own_bundle / "tokenizer.json"
+    words = json.loads(path.read_text())
+    words["model"]["vocab"] = {piece: number + 5000 for piece, number in words["model"]["vocab"].items()}
+    path.write_text(json.dumps(words))
+    seal(own_bundle)
+    assert failed(own_bundle) == {"golden vectors": "golden.jsonl:1 is now split into other tokens"}
+    golden = [json.loads(line) for line in (own_bundle / "golden.jsonl").read_text().splitlines()]
+    bundle = Bundle.load(own_bundle)
+    read = [row["input_ids"] for row in bundle.encode([bundle.head.asked(line) for line in golden])]
+    lines = [json.dumps({**line, "ids": ids}) for line, ids in zip(golden, read, strict=True)]
+    (own_bundle / "golden.jsonl").write_text("\n".join(lines))
+    seal(own_bundle)
+    assert "out of data bounds" in failed(own_bundle)["golden vectors"]
 
 
 def test_a_graph_that_answers_nan_is_noticed(own_bundle: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from distill.errors import DataError
 from distill.heads.images import CONFIG, Preprocessing, encode_image, read_image, reread, written
+from distill.readers import image_reader
 
 RNG = np.random.default_rng(0)
 
@@ -114,3 +116,40 @@ def test_a_palette_with_transparency_is_an_image():
     stored = io.BytesIO()
     Image.new("P", (8, 8)).save(stored, "PNG", transparency=bytes([0, 128]))
     assert read_image(stored.getvalue()).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["feature_extractor_type", "image_processor_type"])
+def test_a_lone_number_is_the_shorter_side_to_clip(kind, tmp_path):
+    """So the first checkpoints of CLIP have it; to a ViT it is both sides."""
+    said = {kind: "CLIPFeatureExtractor", "size": 20, "crop_size": 16, "do_center_crop": True, "resample": 3}
+    (tmp_path / CONFIG).write_text(json.dumps(said))
+    image = RNG.integers(0, 256, (30, 60, 3), np.uint8)
+    ours = image_reader(said, (3, 16, 16), 5)
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    assert processor.size["shortest_edge"] == ours.config["size"]["shortest_edge"] == 20
+    wanted = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    same = replace(ours.images, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    np.testing.assert_allclose(same.normalise(same.pixels(image)), wanted, atol=2e-6)
+    square = image_reader({**said, kind: "ViTImageProcessor"}, (3, 16, 16), 5)
+    assert square.images.size == (20, 20)
+
+
+def test_what_a_camera_wrote_beside_the_pixels_may_be_broken():
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0132] = "a maker of cameras with a long name", "2011:05:05 10:00:00"
+    file, image = io.BytesIO(), RNG.integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(image).save(file, "JPEG", exif=exif.tobytes()[:-20])
+    with pytest.warns(UserWarning, match="Truncated File Read"):
+        assert Image.open(io.BytesIO(file.getvalue())).getexif() is not None
+    assert read_image(file.getvalue()).shape == (16, 16, 3)
+
+
+def test_sixteen_bits_are_not_cut_off_at_white():
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    np.testing.assert_array_equal(read_image(file.getvalue()), ramp >> 8)
+    file = io.BytesIO()
+    Image.fromarray((ramp / 7).astype(np.float32)).save(file, "TIFF")
+    with pytest.raises(DataError, match=r"image: numbers from 0 to 9362.* are no pixels"):
+        read_image(file.getvalue())

@@ -17,7 +17,7 @@ def reader(begin, most=4):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if begin:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer.enable_truncation(most)
+    HEAD.limit(tokenizer, most)
     return tokenizer
 
 
@@ -26,7 +26,7 @@ def test_a_long_text_is_written_on_from_as_one():
     tokenizer, text, prompts = reader(True), "a b c d e f g", []
     (windows,) = HEAD.windows(tokenizer, [text])
     assert [list(one.ids) for one in windows] == [[0, 1, 2, 3], [0, 4, 5, 6], [0, 7]]
-    said = [{"logits": np.eye(9)[list(one.ids)] * 9} for one in windows]
+    said = [HEAD.digest(one, {"logits": np.eye(9)[list(one.ids)] * 9}) for one in windows]
 
     def write(ids):
         prompts.append(list(ids))
@@ -35,7 +35,6 @@ def test_a_long_text_is_written_on_from_as_one():
     told = HEAD.decode(Asked(text, windows, said, write), [], {})
     assert prompts == [[0, 1, 2, 3, 4, 5, 6, 7]]
     assert told.text == "h"
-    assert tokenizer.truncation["max_length"] == 4  # as before
 
 
 def test_an_empty_text_is_named_where_nothing_stands_before_it():

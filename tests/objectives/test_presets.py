@@ -10,8 +10,11 @@ import pytest
 from distill.encoders import Architecture
 from distill.errors import ObjectiveError
 from distill.objectives import build_objective
+from distill.objectives.losses import LOSSES
+from distill.objectives.plan import term_problems
 from distill.objectives.presets import PRESETS, auto, preset_terms, resolve_terms
 from distill.recipe import ObjectiveRecipe, TermRecipe
+from distill.tasks import TASKS
 
 BASE = Architecture("bert", layers=12, width=768, heads=12, labels=2, vocab=30522)
 SIX = Architecture("bert", layers=6, width=768, heads=12, labels=2, vocab=30522)
@@ -111,3 +114,31 @@ def test_a_term_without_a_layer_map_follows_the_layers_it_was_built_from() -> No
     three = Architecture("bert", layers=3, width=768, heads=12, labels=2, vocab=30522)
     built = build_objective(terms, three, BASE, layer_map=[(1, 2), (2, 7), (3, 12)])
     assert list(built.layer_maps.values()) == [[(0, 0), (1, 2), (2, 7), (3, 12)], [(1, 2), (2, 7), (3, 12)]]
+
+
+@pytest.mark.parametrize("task", ["regression", "multi-label", "question-answering", "image-text"])
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_fits_a_task_or_is_refused(task: str, preset: str) -> None:
+    """A softmax over one output has no gradient, and one over independent labels is another model."""
+    losses = TASKS[task].losses
+    one = Architecture("bert", layers=4, width=32, heads=4, labels=2, vocab=100)
+
+    def resolve() -> list[TermRecipe]:
+        return resolve_terms(ObjectiveRecipe(preset=preset), "logits", one, one, examples=9, losses=losses)[0]
+
+    if preset in ("jsd", "reverse-kl"):
+        with pytest.raises(
+            ObjectiveError, match="compares distributions over classes, and this task's outputs are non"
+        ):
+            resolve()
+        return
+    terms = resolve()
+    assert not any(LOSSES[term.loss].classes for term in terms)
+    assert not list(term_problems(terms, LOSSES))
+
+
+@pytest.mark.parametrize("loss", ["soft_labels", "soft_spans", "soft_labels_multilabel", "jsd", "reverse_kl"])
+def test_one_temperature_for_every_soft_label(loss: str) -> None:
+    recipe = ObjectiveRecipe.model_validate({"temperature": 2.5, "terms": [{"loss": loss}, {"loss": "hidden_mse"}]})
+    terms, _ = resolve_terms(recipe, "logits", SIX, BASE, examples=9)
+    assert [term.temperature for term in terms] == [2.5, None]

@@ -243,3 +243,21 @@ def test_an_image_that_does_not_decode_is_one_line(finished, tmp_path):
     bundle = Bundle.load(finished[2].bundle)
     with pytest.raises(DataError, match=r"broken\.png: 12 bytes do not decode as an image"):
         bundle.predict(["a bold wide handwritten three", str(tmp_path / "broken.png")])
+
+
+def test_an_image_is_on_one_side_with_all_its_captions(tmp_path):
+    draw = np.random.default_rng(0)
+    pictures = draw.integers(0, 256, (40, 4, 4)).tolist()
+    lines = [{"image": picture, "caption": f"caption {n} of it"} for picture in pictures for n in range(3)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    columns = {"text": "image", "text_pair": "caption", "inputs": "image", "target": "nothing"}
+    splits = load_splits(path, **columns)
+    trained, measured = ({row["bytes"] for row in side["text"]} for side in (splits.train, splits.validation))
+    assert trained
+    assert measured
+    assert not trained & measured
+    assert len(splits.train) + len(splits.validation) == len(lines)
+    free = tmp_path / "free.jsonl"
+    free.write_text("\n".join(json.dumps({"image": [[n] * 4] * 4, "caption": f"{m}"}) for n in range(2) for m in "ab"))
+    assert len(load_splits(path, unlabelled=[free], **columns).unlabelled) == 4

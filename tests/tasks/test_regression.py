@@ -3,8 +3,11 @@
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers import pipeline as transformers_pipeline
@@ -121,3 +124,31 @@ def test_a_regression_goes_the_whole_way(finished):
         assert theirs["score"] == pytest.approx(ours.value, rel=1e-5)
         assert 1000 < ours.value < 9000
     assert ours.summary() == f"{ours.value:.4f}"
+
+
+def test_a_small_unit_is_verified_in_parts_of_its_range(finished, tmp_path):
+    """Rates of some thousandths would all be within the tolerance of a probability."""
+    _, result = finished
+    folder = Path(shutil.copytree(result.bundle, tmp_path / "rates"))
+    path, scale = folder / "golden.jsonl", 1e-6
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    now = [line["value"] for line in lines]
+
+    def verify(values):
+        path.write_text("\n".join(json.dumps({**line, "value": v}) for line, v in zip(lines, values, strict=True)))
+        return verify_bundle(folder).checks["golden vectors"]
+
+    assert "in parts of their range within" in verify(now)[1]
+    assert "labels" not in verify(now)[1]
+    assert not verify([value * scale for value in now])[0]
+    model = onnx.load(folder / "onnx/model_quantized.onnx")
+    graph = model.graph
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if name == "value":
+                node.output[place] = "large"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(scale), "unit"))
+    graph.node.append(onnx.helper.make_node("Mul", ["large", "unit"], ["value"]))
+    onnx.save(model, folder / "onnx/model_quantized.onnx")
+    assert verify([value * scale for value in now])[0]
+    assert not verify([-value * scale for value in now])[0]

@@ -3,13 +3,16 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    MBartTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -42,7 +45,7 @@ PREFIX = "English to German: "
 
 def learn_tokenizer(texts, size):
     """A Unigram tokenizer as T5, Marian and XLM-R have it, learnt from `texts`."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -337,6 +340,16 @@ def test_a_student_learns_what_its_teacher_writes(rows, finished, rows_file, tmp
 
 
 @pytest.mark.slow
+def test_how_the_teacher_writes_is_what_a_student_depends_on(finished):
+    recipe, _ = finished
+    with claim(recipe) as ledger:
+        run = Run(recipe, ledger, SILENT)
+        before = run.train_inputs(None)
+        run.teacher.model.generation_config.no_repeat_ngram_size = 2
+        assert run.train_inputs(None) != before
+
+
+@pytest.mark.slow
 def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished, rows_file, tmp_path):
     recipe, result = finished
     free = [{"en": row["en"]} for row in rows["train"][32:36]]
@@ -356,6 +369,36 @@ def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished
         assert unlabelled["label"] == rewritten(texts, run.teacher, TASK, path, max_length=recipe.data.max_length)
         assert all(unlabelled["label"])
         assert len(run.transfer) == len(gold) + len(unlabelled)
+
+
+def test_a_target_has_its_own_language_around_it(tmp_path):
+    """As mBART and NLLB have it, whose tokenizers keep in tokenizer.json what stands around a source."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581a", "\u2581b", "\u2581c", "\u2581"]
+    words = MBartTokenizer(vocab=[(piece, -float(n > 3)) for n, piece in enumerate(pieces)], src_lang="en_XX")
+    words.tgt_lang = "ro_RO"
+    words.save_pretrained(tmp_path)
+    words = AutoTokenizer.from_pretrained(tmp_path, src_lang="en_XX", tgt_lang="ro_RO")
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rules = TASK.around(words)
+    assert words.convert_ids_to_tokens(rules["around"][1]) == ["</s>", "ro_RO"]
+    metadata = {
+        "distill.task": "seq2seq", "distill.labels": "[]", "distill.max_length": "6", "distill.rules": json.dumps(rules)
+    }  # fmt: skip
+    shown = []
+
+    def predict(batch):
+        shown.append(batch)
+        return {"logits": np.zeros((*batch["decoder_input_ids"].shape, len(words)), np.float32)}
+
+    graph = SimpleNamespace(metadata=metadata, encodes=True, writes=True, predict=predict)
+    bundle = Bundle(graph, backend, {"input_ids": 1}, tmp_path)
+    for target in ("b c", "b c a a a a b"):
+        (window,) = bundle.head.windows(bundle.reader, [("a b", target)])[0]
+        (said,) = bundle.ask([window])
+        wanted = words(text_target=target, truncation=True, max_length=6)["input_ids"]
+        assert said["labels"].tolist() == wanted
+        assert shown[-1]["decoder_input_ids"].tolist() == [[0, *wanted[:-1]]]
+    assert TASK.around(PreTrainedTokenizerFast(tokenizer_object=backend)) == {}
 
 
 def test_an_empty_target_is_named(tmp_path):

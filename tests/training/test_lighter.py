@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from distill.errors import TrainingError
 from distill.features import TappedModel
@@ -112,6 +121,26 @@ def test_frozen_layers_are_the_teachers_and_the_way_back_ends_above_them():
     assert {name.split(".")[3] for name in found if "encoder.layer" in name} == {"2", "3"}
     assert not any("embeddings" in name for name in found)
     assert all(part.training for part in model.modules())
+
+
+def test_what_runs_before_the_frozen_layers_is_frozen_wherever_it_stands():
+    """GPT-2's dropout gives way to a quick one; BART's first norm stands behind its layers."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=3, vocab_size=50, n_positions=16))
+    seen = []
+    with lighter(gpt2, TrainingRecipe(freeze_layers=1), on_processor=True):
+        gpt2.train()
+        gpt2.transformer.h[1].register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+        for _ in range(2):
+            gpt2(torch.arange(8)[None])
+    assert torch.equal(*seen)
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    bart = BartForConditionalGeneration(
+        BartConfig(d_model=16, encoder_layers=3, decoder_layers=1, vocab_size=50, max_position_embeddings=16, **sizes)
+    )
+    with frozen(bart, 1):
+        bart.train()
+        assert not bart.model.encoder.layernorm_embedding.weight.requires_grad
+        assert bart.model.encoder.layers[1].fc1.weight.requires_grad
 
 
 @pytest.mark.parametrize("model", [bert(2), AlbertForSequenceClassification(AlbertConfig(
