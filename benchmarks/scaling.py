@@ -1,6 +1,7 @@
 """What distilling on 1,000 million sentences costs with 8 to 512 GPUs: hours, bytes, network, and what breaks first.
 
-    python benchmarks/scaling.py benchmarks/results/2026-11-23-million-epyc-2-cores.json
+    python benchmarks/scaling.py benchmarks/results/2026-11-23-million-epyc-2-cores.json \\
+        --memory benchmarks/results/2026-11-28-million-epyc-avx2-2-cores.json
 
 Bytes and processor seconds of a sentence are measured (`million.py`); what GPUs and networks do is assumed, and said.
 The work is taken to be divided evenly over all processes, as labelling and training are; cleaning and encoding are the
@@ -56,10 +57,13 @@ class Cluster:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=Path, help="JSON of million.py")
+    parser.add_argument("--memory", type=Path, help="JSON of another run, whose memory is taken: it went further")
     parser.add_argument("--sentences", type=float, default=1e9)
     parser.add_argument("--epochs", type=float, default=1.0)
     options = parser.parse_args()
     measured = read(json.loads(options.measured.read_text()))
+    if options.memory:
+        measured["memory"] = read(json.loads(options.memory.read_text()))["memory"]
     teacher, student, cluster = Shape(12, 768), Shape(6, 768), Cluster()
     print(assumptions(measured, teacher, student, cluster))
     print(costs(measured, teacher, student, cluster, options.sentences, options.epochs))
@@ -74,7 +78,7 @@ def read(facts: dict[str, Any]) -> dict[str, float]:
     return {
         "tokens": whole["tokens"] / whole["sentences"],
         **{stage: slopes[stage]["microseconds_a_sentence"] / 1e6 for stage in ("clean", "encode")},
-        "memory": max(slopes["encode"]["peak_bytes_a_sentence"], 0.0),
+        "memory": max(0.0, *(stage["peak_bytes_a_sentence"] for stage in slopes.values())),
         "text": whole["disk_bytes"]["text"] / whole["sentences"],
         "ids": whole["disk_bytes"]["encoded"] / whole["sentences"],
         "logits": labelled["disk_bytes"]["cache"] / labelled["sentences"],
