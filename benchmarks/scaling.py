@@ -1,6 +1,6 @@
-"""What distilling on 1,000 million sentences costs with 8 to 512 GPUs: hours, bytes, network, and what breaks first.
+r"""What distilling on 1,000 million sentences costs with 8 to 512 GPUs: hours, bytes, network, and what breaks first.
 
-    python benchmarks/scaling.py benchmarks/results/2026-11-23-million-epyc-2-cores.json \\
+    python benchmarks/scaling.py benchmarks/results/2026-11-23-million-epyc-2-cores.json \
         --memory benchmarks/results/2026-11-28-million-epyc-avx2-2-cores.json
 
 Bytes and processor seconds of a sentence are measured (`million.py`); what GPUs and networks do is assumed, and said.

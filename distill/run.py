@@ -255,29 +255,22 @@ class Run:
     def encode(self, checkpoint: Checkpoint, rows: Any) -> Encoded:
         """Token ids and class numbers of a split as `checkpoint` has them."""
         encoded = encode_rows(self.task, rows, checkpoint.tokenizer, self.recipe.data.max_length, checkpoint.labels)
-        self._say_cut(rows, encoded.cut)
+        self._say_cut(rows, encoded.cut, checkpoint.tokenizer)
         if self.task.follows and any(rows is split for split in (self.splits.validation, self.splits.test)):
             said: dict[str, Any] = {**encoded.given, self.task.follows: self.said_by_teacher(rows)}
             encoded = replace(encoded, given=said)
         return encoded
 
-    def _say_cut(self, rows: Any, cut: int) -> None:
+    def _say_cut(self, rows: Any, cut: int, tokenizer: Any) -> None:
         """Says once of each split how many of its rows are too long."""
         splits = {name: getattr(self.splits, name) for name in ("train", "validation", "test", "unlabelled")}
         limit = self.recipe.data.max_length
         for name in [name for name, split in splits.items() if cut and rows is split and name not in self._cut]:
             self._cut.add(name)
             self.progress.say(
-                f"{cut:,} of {len(rows):,} {name} texts lose their {self._lost}: they are longer than "
+                f"{cut:,} of {len(rows):,} {name} texts lose their {_lost(tokenizer)}: they are longer than "
                 f"data.max_length = {limit} tokens allows"
             )
-
-    @property
-    def _lost(self) -> str:
-        """What a text loses that is too long."""
-        tokenizer = self.teacher.tokenizer
-        side = getattr(getattr(tokenizer, "tokenizer", tokenizer), "truncation_side", "right")
-        return "beginning" if side == "left" else "end"
 
     def said_by_teacher(self, rows: Any) -> Array:
         """The teacher's output for a split that the task takes for labels."""
@@ -370,7 +363,7 @@ class Run:
         if encoded.cut and not self._cut & {"train", "unlabelled"}:
             self.progress.say(
                 f"{encoded.cut:,} of {len(encoded):,} texts are longer than data.max_length = "
-                f"{self.recipe.data.max_length} tokens and lose their {self._lost}"
+                f"{self.recipe.data.max_length} tokens and lose their {_lost(self.teacher.tokenizer)}"
             )
         return encoded
 
@@ -589,6 +582,12 @@ class Run:
             progress=self.progress,
             store=self.recipe.cache.store,
         )
+
+
+def _lost(tokenizer: Any) -> str:
+    """What a text loses that is too long."""
+    words = getattr(tokenizer, "tokenizer", tokenizer)  # beside it an image reader may stand
+    return "beginning" if getattr(words, "truncation_side", "right") == "left" else "end"
 
 
 def _with_options(terms: Sequence[TermRecipe], options: Mapping[str, Any]) -> list[TermRecipe]:
