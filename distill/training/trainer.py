@@ -283,8 +283,8 @@ class DistillationTrainer(transformers.Trainer):
         }
         if losses:
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        else:  # every term rests at this step
-            loss = 0.0 * next(one for one in model.parameters() if one.requires_grad).sum()
+        else:  # every term rests at this step; not the first parameter, an embedding whose gradients are sparse
+            loss = 0.0 * [one for one in model.parameters() if one.requires_grad][-1].sum()
         self._failure.look(loss, losses, self.state.global_step)
         if not self._term_sums:  # also after a resume, whose lines then speak of the steps since
             self._term_steps = self.state.global_step
