@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 from distill.cards import StudentCard
 from distill.errors import StudentError
 from distill.student.build import build_student
-from distill.student.reduction import carry_over
+from distill.student.reduction import carries, carry_over
+from distill.student.start import start_student
 from distill.student.surgery import Importance, layers_of, layout_of, rank_layers, rank_units
 
 SHAPE: dict[str, Any] = {
@@ -178,9 +179,27 @@ def test_a_fitted_student_is_nearer_to_its_teacher_than_an_unfitted_one(family, 
     held_out = batches(14)[12:]
     assert distance(fitted.model, teacher, held_out) < min(0.75, 0.8 * distance(plain.model, teacher, held_out))
     assert fitted.size == plain.size
-    assert fitted.fresh == ()
     assert fitted.model is not plain.model
-    assert fitted.remarks == ("every part fitted to the teacher on 192 texts",)
+    if family == "mpnet" and fitted.model.config.num_attention_heads != teacher.config.num_attention_heads:
+        assert fitted.fresh == ("mpnet.encoder.relative_attention_bias.weight",)  # a column a head
+        said = ("random start: mpnet.encoder.relative_attention_bias", "all other parts fitted")
+    else:
+        assert fitted.fresh == ()
+        said = ("every part fitted",)
+    assert fitted.remarks == (*said[:-1], f"{said[-1]} to the teacher on 192 texts")
+
+
+@pytest.mark.parametrize(("family", "more"), [("deberta-v2", {}), ("electra", {"embedding_size": 8})])
+def test_what_cannot_be_fitted_is_copied_or_refused(family, more):
+    with torch.random.fork_rng(devices=[]):
+        config = AutoConfig.for_model(family, **(SHAPE | more))
+        teacher = AutoModelForSequenceClassification.from_config(config).eval()
+    assert not carries(teacher.config)
+    shape = {"intermediate_size": 16}
+    started = start_student(teacher, card(**shape), lambda: batches(2))
+    assert "cut to the 16 strongest neurons" in " ".join(started.remarks)
+    with pytest.raises(StudentError, match="has products that cannot be fitted one after the other"):
+        carry_over(teacher, started, batches(2))
 
 
 def test_dead_units_of_a_teacher_cost_a_fitted_student_nothing():
