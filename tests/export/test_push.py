@@ -26,6 +26,8 @@ class Hub(ThreadingHTTPServer):
         self.paths: list[str] = []
         self.made: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
+        self.there = ["notes.md", "onnx/model.onnx", "onnx/model_text.onnx"]
+        self.deleted: list[str] = []
         self.refuses = False
 
     @property
@@ -41,6 +43,9 @@ class _Requests(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
+        if "/tree/" in self.path:
+            self._say([{"type": "file", "path": path, "size": 1, "oid": "0"} for path in self.server.there])
+            return
         self._say({"sha": "0" * 40, "siblings": [], "id": "me/it"})
 
     def do_POST(self) -> None:
@@ -61,6 +66,8 @@ class _Requests(BaseHTTPRequestHandler):
                 if operation["key"] == "file":
                     value = operation["value"]
                     hub.files[value["path"]] = base64.b64decode(value["content"])
+                elif operation["key"] == "deletedFile":
+                    hub.deleted.append(operation["value"]["path"])
             self._say({"commitUrl": f"{hub.address}/me/it/commit/{'1' * 40}", "commitOid": "1" * 40})
         else:
             self._say({})
@@ -94,6 +101,7 @@ def test_what_ships_is_uploaded_and_nothing_else(own_bundle: Path, hub: Hub) -> 
     assert sorted(hub.files) == sorted([*listed, "MANIFEST.json"])
     for name, content in hub.files.items():
         assert content == (own_bundle / name).read_bytes(), name
+    assert hub.deleted == ["onnx/model_text.onnx"]  # of an earlier bundle; what else its owner put there stays
     assert hub.made["name"] == "it"
     assert hub.made["organization"] == "me"
     assert hub.made.get("visibility") == "private" or hub.made.get("private") is True
