@@ -25,6 +25,7 @@ class DualEncoder:
     """
 
     encodes, writes = False, False
+    width = 1  # one vector a text
     by_token: frozenset[str] = frozenset()
     memory: Mapping[str, tuple[int, ...]] = {}
 

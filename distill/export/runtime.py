@@ -75,7 +75,7 @@ class OnnxModel:
             if value.name.startswith(PAST)
         }
         self.by_token = frozenset(value.name for value in self.session.get_outputs() if "length" in value.shape[1:2])
-        self.width = max(
+        self.width = max(  # numbers a token
             (
                 value.shape[2]
                 for value in self.session.get_outputs()
@@ -294,7 +294,7 @@ class Bundle:
     def _batches(self, windows: Sequence[Window], most: int) -> Iterator[list[int]]:
         """Places of windows of like length, as many as are wanted and as there is room for."""
         order = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
-        begin, bytes_a_token = 0, 4 * getattr(self.model, "width", 1)
+        begin, bytes_a_token = 0, 4 * self.model.width
         while begin < len(order):
             longest = len(windows[order[min(begin + most, len(order)) - 1]].ids)
             rows = max(1, min(most, ROOM // max(1, longest * bytes_a_token)))

@@ -195,7 +195,7 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     flips = sum(bool((new.argmax(-1) != old.argmax(-1)).any()) for old, new in zip(then, now, strict=True))
     facts.update(golden=len(kept), golden_max_difference=worst if np.isfinite(worst) else None, golden_flips=flips)
     if bundle.head.counts:
-        what, lost, same = "values, in parts of their range,", "", ""
+        what, lost, same = "values in parts of their range", "", ""
     else:
         what, lost = "probabilities", f", {flips} of {len(kept)} labels flip"
         same = f"{flips} labels too close to call flip, " if flips else "same labels, "
@@ -205,7 +205,7 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
             f"(allowed {tolerance} and {AVERAGE * tolerance:g}){lost}",
             where=where,
         )
-    return f"{len(kept)} texts: same tokens, {same}{what.rstrip(',')} within {worst:.1e}"
+    return f"{len(kept)} texts: same tokens, {same}{what} within {worst:.1e}"
 
 
 def _scale(then: np.ndarray, counts: bool) -> float:

@@ -40,6 +40,7 @@ class EncoderDecoder:
         self._next = {present: past for present, past in self._first.items() if ".encoder." not in past}
 
     encodes, writes = True, True
+    width = 1  # it is asked for one text at a time
     memory: Mapping[str, tuple[int, ...]] = {}
     """None that a caller has to keep."""
 

@@ -31,7 +31,7 @@ _BATCH_NAMES = {"mask": "attention_mask"}
 
 
 class Objective(nn.Module):
-    """Mixes losses. Its parameters are projections, trained with the student and thrown away after.
+    """Mixes losses. Its parameters are projections, trained with the student; they do not ship.
 
     Args:
         plans: Checked terms, of `plan_terms`.

@@ -99,8 +99,8 @@ class ShardedTrainer(DistillationTrainer):
     """
 
     def __init__(self, student: Any, objective: Objective, *args: Any, **more: Any) -> None:
-        self._whole = {"student": student, "objective": objective}
-        divided = copy.deepcopy(self._whole)
+        self._given = {"student": student, "objective": objective}
+        divided = copy.deepcopy(self._given)
         super().__init__(divided["student"], divided["objective"], *args, **more)
 
     def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
@@ -121,10 +121,10 @@ class ShardedTrainer(DistillationTrainer):
     def student(self) -> Any:
         """The student as it is now, whole; every process must ask."""
         state = _whole(self.model.state_dict())
-        for part, module in self._whole.items():
+        for part, module in self._given.items():
             own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
             module.to(self.args.device).load_state_dict(own)
-        return self._whole["student"]
+        return self._given["student"]
 
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
         """Every batch's gradients are divided at once: whole ones would cost what sharding saves."""
