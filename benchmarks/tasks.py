@@ -144,10 +144,13 @@ def recipe_of(task: str, options: argparse.Namespace) -> Recipe:
     folder = options.output / task
     files = make(options.data, folder / "data")
     start = {"start": str(packaged_model()), "finetune": changes.get("finetune", {})}
+    finished = options.teachers / task / "run/teacher" if options.teachers else None
     example = Recipe.load(EXAMPLES / f"{task}.toml")
     values = example.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if task == "sentence-embedding":
         values["teacher"] = {"checkpoint": str(packaged_model())}
+    elif finished and finished.exists():
+        values["teacher"] = {"checkpoint": str(finished)}
     else:
         given = values.get("teacher", {}).get("finetune", {})
         values["teacher"] = start | {"finetune": given | start["finetune"]}
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/tasks"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--teachers", type=Path, help="an earlier --output, whose fine-tuned teachers are taken")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-baseline", dest="baseline", action="store_false")
     parser.add_argument("--student", default="{}", help="what of the recipe's student differs, as JSON")

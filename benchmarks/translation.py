@@ -53,11 +53,12 @@ def learn_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def prepare(options: argparse.Namespace) -> dict[str, str]:
-    """Writes the rows and an untrained model of the teacher's shape."""
+    """Writes the rows and, where the teacher starts from none, an untrained model of its shape."""
     folder, every = options.output, read(options.data / "train.jsonl", options.rows + options.unlabelled)
     folder.mkdir(parents=True, exist_ok=True)
     rows, free = every[: options.rows], [{"en": row["en"]} for row in every[options.rows :]]
-    files = {name: folder / f"{name}.jsonl" for name in ("train", "test", "unlabelled")} | {"start": folder / "start"}
+    files = {name: folder / f"{name}.jsonl" for name in ("train", "test", "unlabelled")}
+    files["start"] = options.start or folder / "start"
     for name, part in (("train", rows), ("test", read(options.data / "val.jsonl")), ("unlabelled", free)):
         files[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), encoding="utf-8")
     if not (files["start"] / "model.safetensors").exists():
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=29000)
     parser.add_argument("--unlabelled", type=int, default=0, help="rows behind those, of which only English is given")
     parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--start", type=Path, help="what the teacher goes on from: the teacher of an earlier run")
     parser.add_argument("--teacher-epochs", type=float, default=0, help="as many as the students' where 0")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--width", type=int, default=256)

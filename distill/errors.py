@@ -122,6 +122,11 @@ class OutputError(DistillError):
     exit_code = 14
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says first, up to 200 characters; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def needs_extra(extra: str, missing: str) -> MissingExtraError:
     """The error for a package that `pip install "distill[extra]"` brings.
 

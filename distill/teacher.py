@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from distill.encoders import token_embedding, written_config
-from distill.errors import DataError, TeacherError
+from distill.errors import DataError, TeacherError, first_line
 from distill.features import Features, TappedModel
 from distill.files import sha256_json
 from distill.heads import HEADS
@@ -109,7 +109,7 @@ def load_config(source: str, revision: str = "") -> Any:
         return transformers.AutoConfig.from_pretrained(source, revision=revision or None, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise TeacherError(
-            f"no readable checkpoint ({_first_line(error)})",
+            f"no readable checkpoint ({first_line(error)})",
             where=source,
             fix="Give a folder with config.json and model.safetensors, or a hub id that this machine can reach.",
         ) from error
@@ -142,7 +142,7 @@ def load_checkpoint(source: str, task: Task, *, revision: str = "", labels: Sequ
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise TeacherError(
-            f"its weights cannot be loaded as {task.auto_class} ({_first_line(error)})",
+            f"its weights cannot be loaded as {task.auto_class} ({first_line(error)})",
             where=source,
             fix="They must be safetensors: save the model again with model.save_pretrained(FOLDER).",
         ) from error
@@ -235,7 +235,7 @@ def _load_tokenizer(source: str, revision: str, **options: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
-            f"its tokenizer cannot be loaded ({_first_line(error)})",
+            f"its tokenizer cannot be loaded ({first_line(error)})",
             where=source,
             fix="Save it beside the weights: tokenizer.save_pretrained(FOLDER).",
         ) from error
@@ -392,10 +392,6 @@ def head_of(model: nn.Module, classes: int) -> nn.Linear | None:
 def _plain(name: str) -> str:
     """`NEGATIVE` and `negative` name the same label, as do `card arrival` and `card_arrival`."""
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def use_bf16(precision: str, device: torch.device | str = "cpu") -> bool:

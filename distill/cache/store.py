@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 
 from distill.cache.index import FORMAT, INDEX, CacheKey, intact, made_from, read_index, shard_path
-from distill.errors import CacheError
+from distill.errors import CacheError, first_line
 from distill.files import full_disk_is_an_error, sha256_file, write_json
 
 
@@ -106,9 +106,8 @@ def _reached(store: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        reason, fix = str(error).splitlines()[0], "Install the package it names."
+        reason, fix = first_line(error), "Install the package it names."
         raise CacheError(f"cannot be reached ({reason})", where=store, fix=fix) from error
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         fix = "Look at `cache.store` and at your credentials, or set it to ''."
-        raise CacheError(f"cannot be used ({reason})", where=store, fix=fix) from error
+        raise CacheError(f"cannot be used ({first_line(error)})", where=store, fix=fix) from error

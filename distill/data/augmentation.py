@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from distill.errors import DataError
+from distill.errors import DataError, first_line
 from distill.files import read_json, sha256_json, write_json
 from distill.progress import SILENT, Progress
 from distill.recipe import AugmentRecipe
@@ -130,7 +130,7 @@ def _language_model(source: str) -> tuple[PreTrainedModel, Any]:
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"no masked language model at {source!r} ({str(error).splitlines()[0][:120]})",
+            f"no masked language model at {source!r} ({first_line(error)})",
             where="data.augment.model",
             fix="Give a folder with its safetensors and tokenizer, or a hub id, or leave the way `masked` out.",
         ) from error

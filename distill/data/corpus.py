@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from datasets.arrow_writer import ArrowWriter
 
 from distill.data.rows import Columns, UsableRows
-from distill.data.streams import files_of, read_parts
+from distill.data.streams import read_parts, signature_of
 from distill.files import read_json, sha256_json, write_json
 
 Keys = npt.NDArray[np.uint64]
@@ -89,7 +88,7 @@ def write_corpus(
     sources = list(sources)
     stamp = sha256_json(
         [
-            _stamps(sources),
+            [signature_of(source) for source in sources],
             [columns.text, columns.text_pair, columns.skip, columns.prefix, str(features)],
             {role: sha256_json(keys) for role, keys in taken.items()},
         ]
@@ -148,12 +147,3 @@ def _set(keys: Sequence[bytes]) -> Seen:
     seen = Seen()
     seen.add(short_keys(keys))
     return seen
-
-
-def _stamps(sources: Sequence[str | Path]) -> list[Any]:
-    """What tells that a source is what it was: path, size and time of each file."""
-    found: list[Any] = []
-    for source in sources:
-        files = files_of(source)
-        found.append([str(source), [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]])
-    return found

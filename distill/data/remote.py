@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from distill.errors import DataError
+from distill.errors import DataError, first_line
 from distill.files import sync
 
 
@@ -55,12 +55,11 @@ def fetch(source: str, folder: Path | None = None) -> Path:
         return home / Path(path).name if alone else home
     except ImportError as error:
         raise DataError(
-            f"cannot be reached ({str(error).splitlines()[0]})", where=source, fix="Install the package it names."
+            f"cannot be reached ({first_line(error)})", where=source, fix="Install the package it names."
         ) from error
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"cannot be read ({reason[:200]})", where=source, fix="Look at the address and at your credentials."
+            f"cannot be read ({first_line(error)})", where=source, fix="Look at the address and at your credentials."
         ) from error
 
 

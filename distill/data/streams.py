@@ -11,9 +11,10 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from distill.data.hub import hub_facts, load_hub
 from distill.data.remote import fetch, is_remote
-from distill.data.tables import FORMATS, Table, csv_tables, first_line, json_tables, lines, read_table
-from distill.errors import DataError
+from distill.data.tables import FORMATS, Table, csv_tables, is_hub_id, json_tables, lines, read_table
+from distill.errors import DataError, first_line
 
 ROWS = 8192
 """Rows a table."""
@@ -25,8 +26,14 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def is_large(source: str | Path) -> bool:
-    """Whether a source is one to read in parts: a folder of files, a compressed file, a URL, or 64 MB and more."""
+    """Whether a source is one to read in parts: a folder of files, a compressed file, a URL, or 64 MB and more.
+
+    A data set of unknown size on the hub is taken for large.
+    """
     path = Path(source).expanduser()
+    if is_hub_id(source):
+        facts = hub_facts(str(source))
+        return facts is not None and (facts[1] is None or facts[1] >= LARGE)
     if is_remote(str(source)):
         return True
     if path.is_dir():
@@ -44,6 +51,14 @@ def files_of(source: str | Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FORMATS)
 
 
+def signature_of(source: str | Path) -> list[Any]:
+    """What tells that a source is what it was: path, size and time of each file, or the version on the hub."""
+    if is_hub_id(source):
+        return [str(source), hub_facts(str(source))]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files_of(source)]
+    return [str(source), files]
+
+
 def read_parts(source: str | Path, split: str | None = None) -> Iterator[Table]:
     """Tables of up to `ROWS` rows; `Table.first` numbers the rows of each file on.
 
@@ -54,6 +69,9 @@ def read_parts(source: str | Path, split: str | None = None) -> Iterator[Table]:
     Raises:
         DataError: It is missing, empty or unreadable.
     """
+    if is_hub_id(source) and is_large(source):
+        yield from _streamed(str(source), split)
+        return
     files = files_of(source)
     if not files:
         if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _SAVED):
@@ -88,6 +106,23 @@ def _parts(path: Path) -> Iterator[Table]:
             first += batch.num_rows
     else:
         yield from _slices(read_table(path))
+
+
+def _streamed(source: str, split: str | None) -> Iterator[Table]:
+    first = 0
+    try:
+        for part in load_hub(source, split, streaming=True).iter(ROWS):
+            table = Table(source, part, first=first)
+            yield table
+            first += len(table)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"the hub stopped after {first:,} rows ({first_line(error)})", where=source, fix="Run it again."
+        ) from error
+    if not first:
+        raise DataError("holds no rows", where=source, fix="Name another split: name/data:config:split.")
 
 
 def _slices(table: Table) -> Iterator[Table]:

@@ -12,7 +12,6 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from distill.data.hub import load_hub, pick_split
 from distill.data.remote import fetch, is_remote
-from distill.errors import DataError
+from distill.errors import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -114,13 +114,19 @@ def load_table(source: str | Path, split: str | None = None) -> datasets.Dataset
 def read_table(source: str | Path, split: str | None = None) -> Table:
     """`load_table` before its columns are typed: rows that cannot be read are kept apart in `broken`."""
     path = fetch(str(source)) if is_remote(str(source)) else Path(source).expanduser()
+    name = str(source)
     try:
-        table = _read_local(path, split) if _is_local(str(path), path) else _read_hub(str(source), split)
+        table = _read_local(path, split) if _is_local(str(path), path) else _from_dataset(name, load_hub(name, split))
     except (OSError, UnicodeError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"cannot be read ({first_line(error)})", where=str(source), fix=_FIX) from error
+        raise DataError(f"cannot be read ({first_line(error)})", where=name, fix=_FIX) from error
     if not len(table):
         raise DataError("holds no rows", where=table.name, fix="Give data with a header and at least one row.")
     return table
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source is neither a file or folder here nor a URL."""
+    return not is_remote(str(source)) and not _is_local(str(source), Path(source).expanduser())
 
 
 def _is_local(source: str, path: Path) -> bool:
@@ -268,7 +274,7 @@ def _read_folder(path: Path, split: str | None) -> Table:
     loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.Dataset):
         return _from_dataset(str(path), loaded)
-    return _from_dataset(str(path), _pick(loaded, split, str(path)))
+    return _from_dataset(str(path), pick_split(loaded, split, str(path)))
 
 
 def _labelled_images(path: Path) -> list[tuple[str, str]]:
@@ -283,37 +289,6 @@ def _labelled_images(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _read_hub(source: str, split: str | None) -> Table:
-    """`name/data:config:split`; the parts after the name may be left out or empty."""
-    name, _, rest = source.partition(":")
-    config, _, named = rest.partition(":")
-    try:
-        with _quiet():
-            if named or split is None:
-                loaded = datasets.load_dataset(name, config or None, split=named or "train")
-                return _from_dataset(source, loaded)
-            return _from_dataset(source, _pick(datasets.load_dataset(name, config or None), split, source))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"neither a file here nor readable from the hub ({first_line(error)})", where=source, fix=_FIX
-        ) from error
-
-
-def _pick(splits: Mapping[str, datasets.Dataset], split: str | None, where: str) -> datasets.Dataset:
-    """The split asked for, or the one that hub data sets use in its place."""
-    kin = {"validation": ("validation", "dev", "valid", "val"), "unlabelled": ("unsupervised", "unlabelled", "train")}
-    for name in kin.get(split or "train", (split or "train",)):
-        if name in splits:
-            return splits[name]
-    raise DataError(
-        f"has no split {split or 'train'!r}; splits are {', '.join(map(repr, splits))}",
-        where=where,
-        fix="Name one at the end of a hub id: name/data:config:split.",
-    )
-
-
 def _from_dataset(name: str, dataset: datasets.Dataset) -> Table:
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):  # decoded when they are checked, not here
@@ -322,20 +297,3 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> Table:
     names = {column: list(kind.names) for column, kind in each.items() if isinstance(kind, datasets.ClassLabel)}
     columns = {column: dataset[column] for column in dataset.column_names}
     return Table(name, columns, label_names=names, dataset=dataset)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`: ours is drawn elsewhere."""
-    shown = not datasets.utils.are_progress_bars_disabled()
-    datasets.utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.utils.enable_progress_bars()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

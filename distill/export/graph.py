@@ -126,7 +126,7 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
             )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
-            f"{type(model).__name__} cannot be traced: {_first_line(error)}",
+            f"{type(model).__name__} cannot be traced: {_first_cause(error)}",
             where="export",
             fix="Take a teacher of a family that docs/students.md names.",
         ) from error
@@ -346,7 +346,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> str:
     """Of what was first in a chain of errors: the outer ones tell of exporting. Colours are left out."""
     while error.__cause__ is not None:
         error = error.__cause__

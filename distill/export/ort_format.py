@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from distill.errors import ExportError
+from distill.errors import ExportError, first_line
 from distill.files import write_text
 
 CONFIG = "required_operators.config"
@@ -92,7 +92,7 @@ def _convert(source: Path, target: Path, arm: bool) -> tuple[Path, list[str]]:
                 )
         except Exception as error:  # the tool raises whatever the runtime does
             raise ExportError(
-                f"ONNX Runtime cannot convert it: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                f"ONNX Runtime cannot convert it: {first_line(error)}",
                 where=str(source),
                 fix=f"Ship the .onnx file, or convert it with another onnxruntime than {onnxruntime.__version__}.",
             ) from error
