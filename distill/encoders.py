@@ -31,6 +31,7 @@ class Architecture:
         positions: Tokens that learnt positions reach; None where positions are computed.
         attention_width: The last dimension of `query.k`, all heads together; equal to the width in most families.
         paired: It has two encoders, and for `logits` the vectors of a text and of an image, side by side.
+        causal: Its tokens see none that come later.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Architecture:
     positions: int | None = None
     attention_width: int = 0
     paired: bool = False
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if not self.attention_width:
@@ -61,6 +63,7 @@ class Family:
         mask: What the attention calls the mask it is given.
         normed_end: `hidden.N` is the encoder's output, after a closing norm if there is one, as in transformers'
             `hidden_states[-1]`; False where that is the last layer's own output.
+        causal: As in `Architecture`.
     """
 
     layers: str
@@ -70,6 +73,7 @@ class Family:
     score: Score = "dot"
     mask: str = "attention_mask"
     normed_end: bool = True
+    causal: bool = False
 
 
 _BART = Family("layers", "self_attn", ("q_proj", "k_proj", "v_proj"), encoder="encoder")
@@ -89,14 +93,14 @@ FAMILIES: dict[str, Family] = {
         "encoder.layer", "attention.self", ("query_proj", "key_proj", "value_proj"), score="disentangled"
     ),
     "modernbert": Family("layers", "attn", ("Wqkv",), score="rotary"),
-    "gpt2": Family("h", "attn", ("c_attn",)),
+    "gpt2": Family("h", "attn", ("c_attn",), causal=True),
     "t5": Family("block", "layer.0.SelfAttention", ("q", "k", "v"), encoder="encoder", score="bias", mask="mask"),
     "bart": _BART,
     "mbart": _BART,
     "marian": _BART,
     "pegasus": _BART,
     "m2m_100": _BART,
-    "clip": Family("encoder.layers", "self_attn", ("q_proj", "k_proj", "v_proj"), encoder="text_model"),
+    "clip": Family("encoder.layers", "self_attn", ("q_proj", "k_proj", "v_proj"), encoder="text_model", causal=True),
     "vit": Family("layers", "attention", ("q_proj", "k_proj", "v_proj"), normed_end=False),
 }
 """By transformers' `model_type`."""
@@ -166,6 +170,7 @@ def describe(model: Any) -> Architecture:
         positions=_positions(config),
         attention_width=_attention_width(encoder, width),
         paired=paired,
+        causal=encoder.family is not None and encoder.family.causal,
     )
 
 

@@ -31,6 +31,9 @@ _QUIET: dict[str, Any] = {
 
 GENERIC_PREFIX = "LABEL_"
 
+UNREAD = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+"""What of a config bears on no answer."""
+
 
 class Teacher(Protocol):
     """What the trainer asks a teacher for; a live one and a cached one are the same to it."""
@@ -62,8 +65,9 @@ class Checkpoint:
         return padding_of(self.tokenizer, self.model.config)
 
     def weights_hash(self) -> str:
-        """sha256 over names, shapes, dtypes and bytes of all weights."""
-        return hash_tensors(self.model.state_dict())
+        """sha256 over names, shapes, dtypes and bytes of all weights, and over what the config says of using them."""
+        config = {name: value for name, value in self.model.config.to_diff_dict().items() if name not in UNREAD}
+        return sha256_json([hash_tensors(self.model.state_dict()), config])
 
     def tokenizer_hash(self) -> str:
         """sha256 of the tokenizer's own serialisation, without what it was last asked to cut and to pad to."""
@@ -318,8 +322,8 @@ def match_labels(
         TeacherError: Names of the data that the teacher has not, or generic names that match nothing.
     """
     renamed = [label_map.get(name, name) for name in teacher]
-    numbers = {_plain(name): number for number, name in enumerate(renamed)}
-    lost = [name for name in data if _plain(name) not in numbers]
+    called = _counterparts(data, renamed)
+    lost = [name for name in data if name not in called]
     unknown = [name for name in label_map if name not in teacher]
     if unknown:
         raise TeacherError(
@@ -337,7 +341,7 @@ def match_labels(
         )
     if not ordered:
         return list(range(len(teacher)))
-    first = [numbers[_plain(name)] for name in data]
+    first = [renamed.index(called[name]) for name in data]
     return first + [number for number in range(len(teacher)) if number not in first]
 
 
@@ -355,9 +359,9 @@ def final_names(
     teacher: Sequence[str], data: Sequence[str], label_map: dict[str, str], order: Sequence[int]
 ) -> list[str]:
     """Names of the classes in their final order: as the data spells them, where it has them."""
-    spelled = {_plain(name): name for name in data}
     names = [label_map.get(teacher[number], teacher[number]) for number in order]
-    return [spelled.get(_plain(name), name) for name in names]
+    spelled = _counterparts(names, data)
+    return [spelled.get(name, name) for name in names]
 
 
 def rename_labels(checkpoint: Checkpoint, names: Sequence[str], order: Sequence[int]) -> None:
@@ -387,6 +391,17 @@ def head_of(model: nn.Module, classes: int) -> nn.Linear | None:
     """The linear layer that gives the logits: the last one in the module tree with as many rows as classes."""
     found = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == classes]
     return found[-1] if found else None
+
+
+def _counterparts(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """For each of `names` the one of `others` that is the same to the letter, or else the only one that nearly is."""
+    same = set(names) & set(others)
+    near: dict[str, tuple[list[str], list[str]]] = {}
+    for side, found in enumerate((names, others)):
+        for name in set(found) - same:
+            near.setdefault(_plain(name), ([], []))[side].append(name)
+    alike = {mine[0]: theirs[0] for mine, theirs in near.values() if len(mine) == len(theirs) == 1}
+    return {name: name for name in same} | alike
 
 
 def _plain(name: str) -> str:

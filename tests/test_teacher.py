@@ -4,7 +4,13 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, BertConfig, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from distill.errors import TeacherError
 from distill.tasks import TASKS
@@ -36,6 +42,7 @@ from distill.teacher import (
             [0, 1],
             ["bad", "good"],
         ),
+        (["us", "US", "x"], ["x", "US", "us"], {}, True, [2, 1, 0], ["x", "US", "us"]),  # to the letter first
         (["a", "b", "c"], ["c", "a"], {}, True, [2, 0, 1], ["c", "a", "b"]),  # a class the data never shows stays
     ],
 )
@@ -105,6 +112,24 @@ def test_the_hash_sees_names_shapes_types_and_values():
     ]
     assert len({hash_tensors(tensors) for tensors in [base, *others]}) == 5
     assert hash_tensors(base) == hash_tensors(dict(reversed(base.items())))
+
+
+def test_the_hash_of_a_model_sees_how_its_weights_are_used():
+    def checkpoint(**changes):
+        torch.manual_seed(0)
+        shape = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = BertForSequenceClassification(BertConfig(**shape, intermediate_size=8, **changes))
+        return Checkpoint(model, None, [], "here")
+
+    found = [checkpoint(), checkpoint(hidden_act="relu"), checkpoint(layer_norm_eps=1e-5)]
+    assert len({one.weights_hash() for one in found}) == 3
+    renamed = checkpoint(id2label={0: "no", 1: "yes"}, problem_type="single_label_classification")
+    assert renamed.weights_hash() == found[0].weights_hash()
+
+
+def test_labels_that_are_alike_in_two_ways_are_not_guessed():
+    with pytest.raises(TeacherError, match="labels of the data that the teacher has not: us, Us"):
+        match_labels(["US", "x"], ["us", "Us", "x"], {}, where="t")
 
 
 @pytest.mark.parametrize("value", [0.4, float("nan")])

@@ -9,5 +9,6 @@ shards, index    the files it stands in; store keeps them elsewhere, for other m
 from __future__ import annotations
 
 from distill.cache.cached_teacher import CachedTeacher, build_cache, cache_key
+from distill.cache.index import encoded_hash
 
-__all__ = ["CachedTeacher", "build_cache", "cache_key"]
+__all__ = ["CachedTeacher", "build_cache", "cache_key", "encoded_hash"]

@@ -1,8 +1,8 @@
 """Losses on attention: scores, distributions, and relations between tokens.
 
 Shapes: scores_BALL are pre-softmax, divided by sqrt(d), without mask; states_BLH hold all heads side by side; `mask`
-(B, L) is 1 at tokens. Masked keys get no probability, masked queries are not counted. Each returns (sum, number of
-tokens) in fp32; no gradient reaches the teacher.
+(B, L) is 1 at tokens. Masked keys get no probability, masked queries are not counted; where models are causal, keys
+behind a query get none either. Each returns (sum, number of tokens) in fp32; no gradient reaches the teacher.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def attention_mse(
     *,
     mask: Tensor,
     heads: Heads = "each",
+    causal: bool = False,
     convention: Literal["distill", "tinybert", "textbrewer"] = "distill",
 ) -> SumCount:
     """Squared difference of the scores, averaged over heads and over valid keys, summed over valid queries.
@@ -35,6 +36,7 @@ def attention_mse(
         teacher: (B, A, L, L), as many heads unless they are merged.
         mask: (B, L).
         heads: `mean` and `sum` merge the scores over heads first (TextBrewer's `att_mse_sum_loss`).
+        causal: Keys behind a query are not valid.
         convention: `tinybert` (1909.10351) averages over all B * A * L * L pairs; scores of masked keys, which are
             below -100 there, count as 0 in both. `textbrewer` averages over heads and over all valid pairs of the
             batch, sum_b n_b^2 (att_mse_loss).
@@ -44,19 +46,20 @@ def attention_mse(
     """
     student, teacher = _merged(student, heads), _merged(teacher.detach(), heads)
     _same_heads(student, teacher)
-    pairs_BLL = mask.float().unsqueeze(1) * mask.float().unsqueeze(2)
+    keys_BLL = _keys(mask, causal).float().expand(-1, mask.shape[1], -1)
+    pairs_BLL = keys_BLL * mask.float().unsqueeze(2)
     squares_BLL = (student.float() - teacher.float()).square().mean(1)
     if convention == "textbrewer":
         return (squares_BLL * pairs_BLL).sum(), pairs_BLL.sum()
     if convention == "tinybert":
-        keys_BLL = mask.float().unsqueeze(1).expand_as(squares_BLL)
         batch, length = mask.shape
         return (squares_BLL * keys_BLL).sum() / length, student.new_tensor(float(batch * length), dtype=torch.float32)
-    keys_B11 = mask.sum(1).clamp(min=1).float()[:, None, None]
-    return (squares_BLL * pairs_BLL / keys_B11).sum(), mask.sum().float()
+    return (squares_BLL * pairs_BLL / keys_BLL.sum(-1, keepdim=True).clamp(min=1)).sum(), mask.sum().float()
 
 
-def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads = "each") -> SumCount:
+def attention_kl(
+    student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads = "each", causal: bool = False
+) -> SumCount:
     """KL divergence of each query's attention, averaged over heads (MiniLM, 2002.10957, equation 2).
 
     Args:
@@ -64,13 +67,14 @@ def attention_kl(student: Tensor, teacher: Tensor, *, mask: Tensor, heads: Heads
         teacher: (B, A, L, L), as many heads unless they are merged.
         mask: (B, L).
         heads: `mean` and `sum` merge the scores over heads before the softmax.
+        causal: Keys behind a query are not valid.
 
     Raises:
         ObjectiveError: The numbers of heads differ.
     """
     student, teacher = _merged(student, heads), _merged(teacher, heads)
     _same_heads(student, teacher)
-    return _divergence(student, teacher.detach(), mask)
+    return _divergence(student, teacher.detach(), mask, causal=causal)
 
 
 def attention_ce(
@@ -79,6 +83,7 @@ def attention_ce(
     *,
     mask: Tensor,
     heads: Heads = "each",
+    causal: bool = False,
     convention: Literal["distill", "mobilebert"] = "distill",
 ) -> SumCount:
     """Cross-entropy of each query's attention, averaged over heads (MobileBERT, 2004.02984): the same gradient as KL.
@@ -88,6 +93,7 @@ def attention_ce(
         teacher: (B, A, L, L), as many heads unless they are merged.
         mask: (B, L).
         heads: `mean` and `sum` merge the scores over heads before the softmax (TextBrewer's `att_ce_mean_loss`).
+        causal: Keys behind a query are not valid.
         convention: `mobilebert` counts padded queries as well and divides by B * L (run_pretraining.py).
 
     Raises:
@@ -95,8 +101,8 @@ def attention_ce(
     """
     student, teacher = _merged(student, heads), _merged(teacher, heads)
     _same_heads(student, teacher)
-    log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
-    p_BALL = _masked(teacher.float().detach(), mask).softmax(-1)
+    log_q_BALL = _masked(student.float(), mask, causal).log_softmax(-1)
+    p_BALL = _masked(teacher.float().detach(), mask, causal).softmax(-1)
     each_BL = -(p_BALL * log_q_BALL).sum(-1).mean(1)
     if convention == "mobilebert":
         return each_BL.sum(), _positions(mask)
@@ -240,17 +246,26 @@ def _positions(mask: Tensor) -> Tensor:
     return mask.new_tensor(float(mask.numel()), dtype=torch.float32)
 
 
-def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, *, every_query: bool = False) -> SumCount:
+def _divergence(
+    student: Tensor, teacher: Tensor, mask: Tensor, *, every_query: bool = False, causal: bool = False
+) -> SumCount:
     """KL over keys, averaged over heads, summed over queries."""
-    log_q_BALL = _masked(student.float(), mask).log_softmax(-1)
-    log_p_BALL = _masked(teacher.float(), mask).log_softmax(-1)
+    log_q_BALL = _masked(student.float(), mask, causal).log_softmax(-1)
+    log_p_BALL = _masked(teacher.float(), mask, causal).log_softmax(-1)
     each_BL = (log_p_BALL.exp() * (log_p_BALL - log_q_BALL)).sum(-1).mean(1)
     return (each_BL if every_query else each_BL * mask).sum(), mask.sum().float()
 
 
-def _masked(scores_BALL: Tensor, mask: Tensor) -> Tensor:
+def _masked(scores_BALL: Tensor, mask: Tensor, causal: bool) -> Tensor:
     """Scores with -1e9 at masked keys: a row without any valid key stays finite."""
-    return scores_BALL.masked_fill(mask[:, None, None, :] == 0, -1e9)
+    return scores_BALL.masked_fill(~_keys(mask, causal)[:, None], -1e9)
+
+
+def _keys(mask: Tensor, causal: bool) -> Tensor:
+    """(B, 1, L), or (B, L, L) of queries and keys where models are causal: whether a key may be attended to."""
+    keys_B1L = mask[:, None, :] != 0
+    length = mask.shape[1]
+    return keys_B1L & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else keys_B1L
 
 
 def _merged(scores_BALL: Tensor, heads: Heads) -> Tensor:

@@ -40,7 +40,7 @@ from distill.objectives.soft_labels import (
 
 _SOFT = {"temperature": 4.0, "standardise": False, "shift": False, "convention": "distill"}
 _RELATION = {"relation_heads": 0, "convention": "distill"}
-_HEADS = {"heads": "each"}
+_SCORES = {"heads": "each", "causal": False}
 _STATISTICS = {"means": 0.0, "variances": 0.0}
 _POOLED = {"pooling": "mean"}
 _SPANS = {"temperature": 4.0, "convention": "distill"}
@@ -92,12 +92,12 @@ _ON_HIDDEN_STATES = (
 
 _ON_ATTENTION = (
     Loss(
-        "attention_mse", attention_mse, "scores", Unit.TOKENS, _MASK, {**_HEADS, "convention": "distill"},
+        "attention_mse", attention_mse, "scores", Unit.TOKENS, _MASK, {**_SCORES, "convention": "distill"},
         source="1909.10351",
     ),
-    Loss("attention_kl", attention_kl, "scores", Unit.TOKENS, _MASK, _HEADS, source="2002.10957"),
+    Loss("attention_kl", attention_kl, "scores", Unit.TOKENS, _MASK, _SCORES, source="2002.10957"),
     Loss(
-        "attention_ce", attention_ce, "scores", Unit.TOKENS, _MASK, {**_HEADS, "convention": "distill"},
+        "attention_ce", attention_ce, "scores", Unit.TOKENS, _MASK, {**_SCORES, "convention": "distill"},
         source="2004.02984",
     ),
     *(

@@ -1,6 +1,7 @@
 """From the terms of a recipe to what an objective does, with everything checked that can be known beforehand.
 
-Two names among a loss's own options mean something here: `relation_heads` is filled in where it is 0, and must divide
+Three names among a loss's own options mean something here: `causal` is set where both models are, `relation_heads` is
+filled in where it is 0, and must divide
 both widths; `heads` as "mean" or "sum" says that scores are merged over heads, whose numbers may then differ.
 """
 
@@ -165,6 +166,8 @@ def _plan(
     layers = _layers(term, name, loss, models, inherited, problems)
     if "relation_heads" in loss.options and not options["relation_heads"]:
         options["relation_heads"] = shared_heads(*(shape.attention_width for shape in models))
+    if "causal" in loss.options:
+        options["causal"] = options["causal"] or all(shape.causal for shape in models)
     problems += [f"{name}: {problem}" for problem in _misfits(loss, options, models)]
     idle = [key for key in PROJECTION_OPTIONS if key in term.options]
     if loss.projects and idle and _widths(loss, models) is None:

@@ -160,8 +160,10 @@ class _Fit:
             up, down = linear(mine, f"{prefix}intermediate.dense"), linear(mine, f"{prefix}output.dense")
             chosen = order[place :: len(stack)][:inner]
             read = self._now(up, read=True)
-            if len(chosen) == inner:
-                fit_linear(up, read, wanted["up"][:, chosen], torch.zeros_like(up.weight))
+            # Where they have run out, the others stay as they began.
+            part = nn.utils.skip_init(nn.Linear, up.in_features, len(chosen))  # type: ignore[no-untyped-call]
+            fit_linear(part, read, wanted["up"][:, chosen], torch.zeros_like(part.weight))
+            up.weight[: len(chosen)], up.bias[: len(chosen)] = part.weight, part.bias
             fit_linear(down, self._now(down, read=True), target - read, torch.zeros_like(down.weight))
 
     def _asked(self, theirs: nn.Module, states: Tensor, width: int) -> Tensor:

@@ -177,6 +177,8 @@ def plan_student(
         model_class = classifiers[type(teacher)]
     if vocabulary is not None:
         config.vocab_size = vocabulary
+        if (config.pad_token_id or 0) >= vocabulary:  # the table's padding row is none of so few
+            config.pad_token_id = None
     with torch.device("meta"):
         model = sibling_class(model_class, teacher, config)(config)
     return Plan(card, config, choose_layers(card, depth(teacher)), measure(model))

@@ -77,7 +77,29 @@ def inherit(
         fitted = _fit(values, parameter, kept.get(layer), inner_width(teacher.config))
         if fitted is not None:
             found[name] = fitted
+    if "layers" in parts:
+        remarks += _left_behind(student, source, layer_map)
     return replace(_copy_whole_modules(student, found), remarks=tuple(remarks))
+
+
+def _left_behind(student: PreTrainedModel, source: dict[str, Tensor], layer_map: LayerMap) -> list[str]:
+    """A remark on each layer of the teacher that has what the student's layer has no place for.
+
+    ModernBERT's first layer has no norm before its attention, all others have one.
+    """
+    stack, remarks = layer_stack(student), []
+    if not stack:
+        return []
+    for mine, theirs in layer_map:
+        own, inside = f"{stack}.{mine - 1}.", f"{stack}.{theirs - 1}."
+        places = {name.removeprefix(own) for name, _ in student.named_parameters() if name.startswith(own)}
+        names = [name.removeprefix(inside) for name in source if name.startswith(inside)]
+        lost = sorted({name.rpartition(".")[0] for name in names if name not in places and not _shared(name)})
+        if lost:
+            remarks.append(
+                f"{', '.join(lost)} of the teacher's layer {theirs} has no place in the student's layer {mine}"
+            )
+    return remarks
 
 
 def _factorised(teacher: PreTrainedModel, student: PreTrainedModel, source: dict[str, Tensor]) -> list[str]:
@@ -123,9 +145,14 @@ def _pairs(
             continue
         number, _, rest = name.removeprefix(f"{stack}.").partition(".")
         layer = {mine - 1: theirs - 1 for mine, theirs in stacks[stack]}[int(number)]
-        if "relative_attention_bias" in rest:  # T5's first layer has it for all of them
+        if _shared(rest):
             layer = 0
         yield name, parameter, f"{stack}.{layer}.{rest}"
+
+
+def _shared(name: str) -> bool:
+    """Whether it is what T5's first layer has for all of them."""
+    return "relative_attention_bias" in name
 
 
 def _layer_prefix(name: str, stack: str) -> str:

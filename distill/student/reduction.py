@@ -188,8 +188,12 @@ class _Fit:
         rotate, mapped = self.basis, {"query": units.query, "key": units.key, "value": units.value}
         for name, unit_map in mapped.items():
             product = linear(mine, getattr(names, name))
+            begun = product.weight.clone()
             prior = unit_map.T @ linear(theirs, getattr(names, name)).weight @ rotate
             self._fit(product, wanted[name] @ unit_map, prior)
+            if name != "query":  # what stands for nothing in the teacher must not be 0 all along, or it never learns
+                unused = ~unit_map.any(dim=0)
+                product.weight[unused] = begun[unused]
         back = torch.linalg.pinv(units.value)  # (student heads' width, teacher heads' width)
         out, down = linear(theirs, names.out).weight, linear(theirs, names.down).weight
         up = linear(theirs, names.up).weight
@@ -202,10 +206,17 @@ class _Fit:
         del self.their_calls[theirs]
 
     def head(self) -> None:
-        """The products of the head: inner ones keep the coordinates that the next one weighs most."""
+        """The products of the head: inner ones keep the coordinates that the next one weighs most.
+
+        The table of the tokens, where it is such a product too, stays as it is in a student of the teacher's width: the
+        first layer was fitted to it.
+        """
         theirs, mine = head_products(self.teacher), head_products(self.student)
         columns = self.basis  # (teacher's width, student's width) of what the product reads
+        table = self.student.get_input_embeddings().weight
         for place, (big, small) in enumerate(zip(theirs, mine, strict=True)):
+            if small.weight is table and big.weight.shape == small.weight.shape:
+                continue
             wanted = self._gather(self.teacher, {"y": big})["y"]
             rows = torch.arange(big.out_features)
             if place + 1 < len(theirs):
@@ -285,8 +296,8 @@ def choose_units(
             cut = _thin_head(query[:, rows], key[:, rows], value[:, rows], each)
             for whole, part in zip(maps, cut, strict=True):
                 whole[rows, begin : begin + each] = part
-    if thin < wide:
-        maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own, smaller width
+    if together == 1:
+        maps[0] *= (thin / wide) ** 0.5  # the student divides its scores by the root of its own width
     return Units(maps[0], maps[1], maps[2], ranks.neurons[layer].topk(neurons).indices.sort().values)
 
 

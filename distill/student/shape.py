@@ -313,13 +313,21 @@ def _heads(teacher: PretrainedConfig, card: StudentCard, width: int, problems: l
     heads = int(teacher.num_attention_heads)
     if card.attention_heads != "teacher":
         heads = card.attention_heads
+    elif width != teacher.hidden_size and _free_head_width(teacher):
+        heads = max(round(heads * width / int(teacher.hidden_size)), 1)
     elif width != teacher.hidden_size:
         head_width = max(int(teacher.hidden_size) // heads, 1)
         heads = width // head_width if width % head_width == 0 else heads
-    if width % heads:
+    if width % heads and not _free_head_width(teacher):
         fitting = _near_divisors(width, heads)
         problems.append(f"{heads} attention_heads do not divide hidden_size {width}: {fitting} would do")
     return heads
+
+
+def _free_head_width(config: PretrainedConfig) -> int:
+    """Width of a head where heads together are not as wide as states (T5's `d_kv`, `head_dim`); else 0."""
+    width = next((int(getattr(config, name)) for name in _HEAD_WIDTH_FIELDS if getattr(config, name, None)), 0)
+    return width if width * int(config.num_attention_heads) != int(config.hidden_size) else 0
 
 
 def _near_divisors(number: int, wanted: int) -> str:
@@ -382,7 +390,13 @@ def _own_family(
             values[key] = shape["hidden_size"]
     for key in _HEAD_WIDTH_FIELDS:
         if values.get(key):
-            values[key] = shape["hidden_size"] // shape["num_attention_heads"]
+            free = _free_head_width(teacher) if card.head_size is None else card.head_size
+            values[key] = free or shape["hidden_size"] // shape["num_attention_heads"]
+    shared = values.get("num_key_value_heads")
+    if shared:  # as many as the teacher's where they divide the student's heads, and each its own where each had
+        heads = shape["num_attention_heads"]
+        most = heads if shared == teacher.num_attention_heads else min(shared, heads)
+        values["num_key_value_heads"] = next(count for count in range(most, 0, -1) if heads % count == 0)
     for key, value in values.items():
         if ("layer" in key or "window" in key) and isinstance(value, list) and len(value) == depth(teacher):
             values[key] = [value[layer - 1] for _, layer in choose_layers(card, depth(teacher))]

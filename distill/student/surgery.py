@@ -23,6 +23,9 @@ from distill.student.shape import inner_width, layer_stack
 
 Batch = Mapping[str, Tensor]
 
+OUTSIDE = -1e4
+"""A logit of what cannot be chosen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -170,8 +173,8 @@ def rank_units(
     with evaluating(model), progress.stage("Ranking heads and neurons", unit="batches") as stage:
         for batch in batches:
             with record_inputs([*outs, *downs]) as seen, torch.enable_grad():
-                logits = model(**inputs_of(model, batch))[0]
-                value = (loss or own_loss)(logits, batch)
+                output = model(**inputs_of(model, batch))
+                value = loss(output[0], batch) if loss else own_loss(model, output, batch)
             activations = [seen[module] for module in (*outs, *downs)]
             gradients = torch.autograd.grad(value, activations)
             effects = [(a * g).detach().float().cpu() for a, g in zip(activations, gradients, strict=True)]
@@ -190,7 +193,8 @@ def rank_layers(
 ) -> list[int]:
     """Which `keep` layers to inherit: the one whose absence moves the answers least is left out, again and again.
 
-    The move is KL(whole || without), averaged over rows, on the model's own logits. For a card's `inherits.layers`.
+    The move is KL(whole || without), averaged over what the task scores, on the model's own logits. For a card's
+    `inherits.layers`.
 
     Args:
         model: Left as it is.
@@ -222,21 +226,25 @@ def rank_layers(
     return [number + 1 for number in kept]
 
 
-def own_loss(logits: Tensor, batch: Batch) -> Tensor:
+def own_loss(model: PreTrainedModel, output: Any, batch: Batch) -> Tensor:
     """Cross-entropy with the labels, or with the model's own answer where there is none; summed.
 
-    Real-valued labels take the squared error; without labels a single output takes half its square.
+    A number takes half the squared error, or half its square where there is no label.
     """
-    labels = batch.get("labels")
-    if logits.shape[-1] == 1 or (labels is not None and labels.is_floating_point()):
+    labels, logits = batch.get("labels"), output[0]
+    if logits.shape[-1] == 1:
         target = torch.zeros_like(logits) if labels is None else labels.view_as(logits).nan_to_num()
         return (logits - target).square().sum() / 2
-    flat = logits.reshape(-1, logits.shape[-1])
-    target = flat.argmax(-1)
-    if labels is not None and labels.numel() == target.numel():
-        given = labels.reshape(-1).to(target.device)
-        target = torch.where(given >= 0, given, target)
-    return F.cross_entropy(flat, target, reduction="sum")
+    rows, kept = _asked(model, output, batch)
+    target = rows.argmax(-1)
+    if labels is not None:
+        given = labels.to(target.device)
+        if given.is_floating_point():  # several labels, each against zero: it is the first of the two where it is 1
+            given = (1 - given).nan_to_num(nan=-1.0).long()
+        given = given.reshape(-1) if kept is None else given[kept]
+        if given.shape == target.shape:
+            target = torch.where(given >= 0, given, target)
+    return F.cross_entropy(rows, target, reduction="sum")
 
 
 def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -291,17 +299,36 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _move(model: PreTrainedModel, batches: Sequence[Batch], whole: list[Tensor], skipped: list[nn.Module]) -> float:
     with _skipping(skipped):
         parts = [
-            F.kl_div(_log_probabilities(model, batch), before, reduction="batchmean", log_target=True)
+            F.kl_div(_log_probabilities(model, batch), before, reduction="sum", log_target=True)
             for batch, before in zip(batches, whole, strict=True)
         ]
-    return float(torch.stack(parts).mean())
+    return float(torch.stack(parts).sum()) / max(1, sum(map(len, whole)))
 
 
 def _log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """(rows, classes); a single output stands against zero, as a logistic regression has it."""
-    logits = model(**inputs_of(model, batch))[0].float()
-    logits = torch.cat([logits, torch.zeros_like(logits)], -1) if logits.shape[-1] == 1 else logits
-    return logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
+    return _asked(model, model(**inputs_of(model, batch)), batch)[0].log_softmax(-1)
+
+
+def _asked(model: PreTrainedModel, output: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """(rows, classes) logits of what the task scores, and which tokens those are where it scores tokens.
+
+    A span has two rows, its start and its end among the places where it may be; labels that are independent of each
+    other, and a number, have a row each, against zero, as a logistic regression has it.
+    """
+    logits: Tensor = output[0].float()
+    if "start_logits" in output:
+        places = batch.get("inside", batch["attention_mask"]).to(logits.device).bool()
+        both = torch.stack([logits, output["end_logits"].float()], dim=1)
+        return both.masked_fill(~places[:, None], OUTSIDE).flatten(0, 1), None
+    if logits.shape[-1] == 1 or model.config.problem_type == "multi_label_classification":
+        each = logits.reshape(-1, 1)
+        return torch.cat([each, torch.zeros_like(each)], dim=-1), None
+    if logits.dim() == 3:
+        for name in ("scored", "attention_mask"):
+            kept = batch[name].to(logits.device).bool() if name in batch else None
+            if kept is not None and kept.shape == logits.shape[:2]:
+                return logits[kept], kept
+    return logits.reshape(-1, logits.shape[-1]), None
 
 
 def _check_some(count: int) -> None:

@@ -71,7 +71,7 @@ class Trimmed:
 
     def lookup(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """int64 array: new id at each old id, -1 where the piece is gone. Turns ids encoded before into new ones."""
-        table = np.full(self.kept_ids[-1] + 1, -1, np.int64)
+        table = np.full(max(self.before, self.kept_ids[-1] + 1), -1, np.int64)
         table[list(self.kept_ids)] = np.arange(self.after)
         return table
 

@@ -87,8 +87,8 @@ class Regression(TextClassification):
         return outputs["value"]
 
     def agreement(self, one: Array, other: Array) -> float:
-        """Share of rows whose numbers differ by less than `CLOSE` deviations of the first."""
-        return float((np.abs(one - other) < CLOSE * one.std()).mean())
+        """Share of rows whose numbers differ by at most `CLOSE` deviations of the first, or by rounding in fp32."""
+        return float((np.abs(one - other) <= np.maximum(CLOSE * one.std(), 1e-6 * np.abs(one))).mean())
 
     def told(
         self, outputs: Mapping[str, Array], encoded: Encoded, settings: Mapping[str, Any] | None = None

@@ -192,6 +192,7 @@ def describe_of(model):
     [
         ({"loss": "soft_labels", "options": {"shift": True}}, "soft_labels"),
         ({"loss": "soft_labels", "options": {"convention": "tinybert"}}, "soft_labels"),
+        ({"loss": "soft_labels", "options": {"dynamic": "flsw"}}, "soft_labels"),
         ({"loss": "dist"}, "dist"),
     ],
 )

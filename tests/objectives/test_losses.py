@@ -220,3 +220,24 @@ def test_hidden_mse_has_the_value_and_gradient_of_its_formula(convention):
     torch.testing.assert_close(total / count, plain)
     torch.testing.assert_close(given, student.grad)
     assert count == weights.sum()
+
+
+def test_what_causal_models_never_look_at_counts_nothing():
+    """Scores of keys behind a query may be anything; those before it count as if they were all there is."""
+    student, teacher, mask = tensors(AS, AT, MASK)
+    later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    for loss in (attention.attention_mse, attention.attention_kl, attention.attention_ce):
+        found = loss(student, teacher, mask=mask, causal=True)
+        other = loss(student.masked_fill(later, 3.0), teacher.masked_fill(later, -2.0), mask=mask, causal=True)
+        torch.testing.assert_close(found, other)
+    whole = attention.attention_kl(student[:, :, :1, :1], teacher[:, :, :1, :1], mask=mask[:, :1])
+    assert float(whole[0]) == 0.0  # a first token has itself alone
+    by_hand = sum(
+        kl_rows(AS[b, a, i], AT[b, a, i], i + 1)[0] / 2
+        for b, valid in enumerate((5, 3))
+        for a in range(2)
+        for i in range(valid)
+    )
+    assert divided(attention.attention_kl(student, teacher, mask=mask, causal=True)) == pytest.approx(
+        by_hand / 8, abs=1e-5
+    )

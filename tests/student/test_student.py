@@ -455,3 +455,46 @@ def test_a_student_as_deep_as_its_translator_says_the_same(family: str) -> None:
     given = {"input_ids": torch.tensor([[5, 6, 7, 1]]), "decoder_input_ids": torch.tensor([[0, 8, 9]])}
     with torch.no_grad():
         assert torch.equal(teacher(**given).logits, student(**given).logits)
+
+
+WIDE_HEADS = {
+    "t5": {"d_model": 16, "d_kv": 4, "num_heads": 3, "num_layers": 4, "d_ff": 32, "vocab_size": 60},  # as mT5's
+    "qwen3": {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60}
+    | {"num_hidden_layers": 4, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("family", WIDE_HEADS)
+def test_heads_as_wide_as_the_teachers_come_along(family: str) -> None:
+    """Where heads together are not as wide as states, a cut in depth alone copies all."""
+    auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    ids = {"decoder_start_token_id": 0} if family == "t5" else {}
+    teacher = auto.from_config(AutoConfig.for_model(family, **WIDE_HEADS[family], **ids))
+    student = build_student(teacher, card())
+    assert student.fresh == ()
+    assert student.model.config.num_attention_heads == teacher.config.num_attention_heads
+
+
+def test_fewer_heads_share_fewer_keys() -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 4}
+    teacher = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen2", **shape, intermediate_size=32, vocab_size=60)
+    )
+    for changes, wanted in (({"attention_heads": 2}, 2), ({"hidden_size": 24}, 3), ({}, 4)):
+        student = build_student(teacher, card(**changes)).model
+        assert student.config.num_key_value_heads == wanted
+        assert student(input_ids=batch()["input_ids"])[0].shape == (2, 9, 60)
+
+
+def test_a_norm_without_a_place_is_told() -> None:
+    """ModernBERT's first layer has no norm before its attention."""
+    teacher = tiny("modernbert")
+    told = build_student(teacher, card(inherits=Inherits(layers=[3, 4]))).remarks
+    assert "attn_norm of the teacher's layer 3 has no place in the student's layer 1" in told
+    assert build_student(teacher, card(inherits=Inherits(layers=[1, 4]))).remarks == ()
+
+
+def test_a_plan_for_few_pieces_needs_no_padding_row() -> None:
+    config = AutoConfig.for_model("qwen2", vocab_size=60, pad_token_id=55, hidden_size=16, num_attention_heads=4)
+    plan = plan_student(config, card(), vocabulary=20)
+    assert plan.config.vocab_size == 20

@@ -7,12 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from distill.cards import StudentCard
 from distill.errors import StudentError
+from distill.student import surgery
 from distill.student.build import build_student
-from distill.student.reduction import carries, carry_over
+from distill.student.reduction import carries, carry_over, choose_units
 from distill.student.start import start_student
 from distill.student.surgery import Importance, layers_of, layout_of, rank_layers, rank_units
 
@@ -245,3 +252,79 @@ def test_shapes_that_cannot_be_fitted_are_refused():
         carry_over(teacher, build_student(teacher, card(family="distilbert")), batches(1))
     with pytest.raises(StudentError, match="intermediate_size 30 is wider than the teacher's 24"):
         carry_over(teacher, build_student(teacher, card(intermediate_size=30)), batches(1))
+
+
+def test_padding_and_what_is_not_scored_move_nothing():
+    """The same texts, padded further or with other tokens unscored, give the same order and the same importance."""
+    model = tiny(auto=AutoModelForTokenClassification, num_labels=5)
+    plain = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches(3)]
+    wide = [
+        {name: torch.nn.functional.pad(value, (0, 9), value=int(name == "input_ids")) for name, value in b.items()}
+        for b in plain
+    ]
+    wide = [batch | {"scored": batch["attention_mask"].bool()} for batch in wide]
+    torch.testing.assert_close(rank_units(model, plain).neurons, rank_units(model, wide).neurons, atol=1e-4, rtol=1e-3)
+    skipped = layers_of(model)[:1]
+    with torch.no_grad():
+        moves = [
+            surgery._move(model, rows, [surgery._log_probabilities(model, batch) for batch in rows], skipped)
+            for rows in (plain, wide)
+        ]
+    assert moves[0] == pytest.approx(moves[1], rel=1e-3)
+
+
+def test_both_ends_of_a_span_count_and_only_where_it_may_be():
+    model = tiny(auto=AutoModelForQuestionAnswering)
+    batch = {name: value for name, value in batches(1)[0].items() if name != "labels"}
+    inside = batch["attention_mask"].bool() & (torch.arange(12) > 3)
+    found = surgery._log_probabilities(model, batch | {"inside": inside})
+    assert found.shape == (2 * 16, 12)
+    assert (found[0][~inside[0]] < -1e3).all()
+    with torch.no_grad():
+        ends = model(**surgery.inputs_of(model, batch))["end_logits"][0]
+    torch.testing.assert_close(found[1][inside[0]], ends[inside[0]].log_softmax(-1))
+
+
+def test_labels_beside_each_other_are_asked_one_by_one():
+    model = tiny(num_labels=3, problem_type="multi_label_classification")
+    batch = batches(1)[0] | {"labels": torch.full((16, 3), float("nan"))}
+    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    own = torch.nn.functional.softplus(-output[0].abs()).sum()  # -log of the probability of each one's likelier side
+    torch.testing.assert_close(surgery.own_loss(model, output, batch), own)
+    batch["labels"][0] = torch.tensor([1.0, 0.0, 1.0])
+    given = torch.nn.functional.binary_cross_entropy_with_logits(output[0][0], batch["labels"][0], reduction="sum")
+    rest = torch.nn.functional.softplus(-output[0][1:].abs()).sum()
+    torch.testing.assert_close(surgery.own_loss(model, output, batch), given + rest)
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(24, 6), (24, 2)])
+def test_heads_that_stand_for_none_of_the_teachers_can_learn(hidden, heads):
+    teacher = tiny(hidden_size=32)
+    student = carry_over(
+        teacher, build_student(teacher, card(hidden_size=hidden, attention_heads=heads)), batches(6)
+    ).model
+    batch = batches(1)[0]
+    student.eval()(**batch)[1].sum().backward()
+    for layer in layers_of(student):
+        for name in ("query", "key", "value"):
+            product = layer.get_submodule(f"attention.self.{name}")
+            assert ((product.weight != 0).any(dim=1) | (product.weight.grad != 0).any(dim=1)).all(), name
+
+
+def test_one_wider_head_keeps_the_scale_of_its_scores():
+    """Two heads of 8 in the place of two of 4: the same attention, though the root they divide by is another."""
+    query, key, value = (torch.randn(50, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    ranks = Importance(torch.ones(1, 2), torch.ones(1, 4))
+    units = choose_units(ranks, 0, (query, key, value), heads=2, width=12, neurons=4)
+    wide = (query @ units.query).reshape(50, 2, 6), (key @ units.key).reshape(50, 2, 6)
+    thin = query.reshape(50, 2, 4), key.reshape(50, 2, 4)
+    found, wanted = (torch.einsum("iad,jad->aij", q, k) / q.shape[-1] ** 0.5 for q, k in (wide, thin))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_masked_language_model_keeps_the_table_it_was_fitted_with():
+    teacher = tiny(auto=AutoModelForMaskedLM)
+    tokens = [{name: values for name, values in batch.items() if name != "labels"} for batch in batches(8)]
+    fitted = carry_over(teacher, build_student(teacher, card(intermediate_size=12)), tokens).model
+    assert torch.equal(fitted.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+    assert fitted.get_output_embeddings().weight is fitted.get_input_embeddings().weight

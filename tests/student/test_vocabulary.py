@@ -305,6 +305,7 @@ def test_lookup_turns_old_ids_into_new_ones():
     assert trimmed.lookup()[old].tolist() == trimmed.tokenizer.encode(COVERED[0]).ids
     gone = next(number for number in range(trimmed.before) if number not in trimmed.old_to_new)
     assert trimmed.lookup()[gone] == -1
+    assert len(trimmed.lookup()) == trimmed.before
     assert trimmed.rows(10)[2] == ["saved", *(f"{(trimmed.before - trimmed.after) * n:,}" for n in (1, 40, 10))]
 
 

@@ -42,6 +42,7 @@ def test_measures_by_hand():
 def test_agreement_is_within_a_tenth_of_the_deviation():
     reference = np.array([-1.0, 1.0])
     assert TASK.agreement(reference, np.array([-0.95, 0.85])) == 0.5
+    assert TASK.agreement(np.array([3.0, 3.0]), np.array([3.0, 3.1])) == 0.5  # where there is no deviation
 
 
 def test_a_model_of_one_output_is_a_regression():
