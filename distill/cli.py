@@ -44,6 +44,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value a li
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")]
 
 
+STOPPED = 130
+"""The exit code behind Ctrl-C."""
+
+LASTING = ("compress", "demo", "evaluate", "export", "finetune", "label", "report", "train")
+"""Commands whose work is kept as it is done."""
+
+
 def main() -> None:
     """Runs a command; a problem is one line on standard error and an exit code that is not 0."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -61,12 +68,11 @@ def main() -> None:
         missing = needs_extra("train", error.name or "a package")
         _complain(str(missing))
         sys.exit(missing.exit_code)
-    except KeyboardInterrupt:
-        _complain("stopped. The same command goes on where it was.")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            goes_on = " The same command goes on where it was." if set(arguments[:1]) & set(LASTING) else ""
+            _complain(f"stopped.{goes_on}")
+        raise
     except Exception as error:
         if debug:
             raise

@@ -18,6 +18,7 @@ from distill.errors import OutputError
 def write_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that a reader sees the old file or the new one, never half of it."""
     beside = path.with_name(path.name + ".writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         beside.write_text(text, encoding="utf-8")
         sync(beside)

@@ -371,7 +371,7 @@ def measure(run: Run) -> dict[str, Any]:
             }
         if processes.is_main():
             np.savez(run.work / "teacher_test.npz", **said["teacher"].outputs)  # type: ignore[arg-type]
-        lines = [result_line(role, models[role], metric, len(run.splits.test)) for role in roles]
+        lines = [result_line(role, models[role], metric, len(run.splits.test), run.splits.measured) for role in roles]
         for line in lines:
             run.progress.say(line)
         return {"models": models, "summary": lines}
@@ -380,8 +380,8 @@ def measure(run: Run) -> dict[str, Any]:
     return run.ledger.once("evaluate", inputs, work, makes=[run.work / "teacher_test.npz"])
 
 
-def result_line(role: str, facts: Mapping[str, Any], metric: str, rows: int) -> str:
+def result_line(role: str, facts: Mapping[str, Any], metric: str, rows: int, measured: str = "test") -> str:
     """What a model reached, and how much of its teacher's measure that is; nothing of a teacher that reached 0."""
-    line = f"{role}: {metric} {facts['metrics'][metric]:.4f} on {rows:,} test rows"
+    line = f"{role}: {metric} {facts['metrics'][metric]:.4f} on {rows:,} {measured} rows"
     kept = None if role == "teacher" else facts["retention"]
     return line if kept is None else f"{line}, {kept:.1%} of the teacher's"

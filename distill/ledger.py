@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import processes
-from distill.errors import OutputError
+from distill.errors import OutputError, first_line
 from distill.files import read_json, sha256_json, write_json, write_text
 from distill.recipe import Recipe
 
@@ -127,10 +127,18 @@ def _keep_recipe(recipe: Recipe, folder: Path, replace: bool) -> None:
     path = folder / "recipe.toml"
     begun = any((folder / "work" / "state").glob("*.json"))
     if path.exists() and begun and not replace:
-        differing = _differences(tomllib.loads(path.read_text(encoding="utf-8")), recipe)
-        if differing:
+        try:
+            differing = _differences(tomllib.loads(path.read_text(encoding="utf-8-sig")), recipe)
+        except ValueError as error:  # no TOML, or settings of another version
             raise OutputError(
-                f"holds another recipe's work ({'; '.join(differing[:3])})",
+                f"is no recipe of this version ({first_line(error)})",
+                where=str(path),
+                fix="Set another `output`, or give --replace to redo the stages that differ.",
+            ) from error
+        if differing:
+            more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise OutputError(
+                f"holds another recipe's work ({'; '.join(differing[:3])}{more})",
                 where=str(folder),
                 fix="Set another `output`, or give --replace to redo the stages that differ.",
             )

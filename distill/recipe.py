@@ -352,14 +352,14 @@ class Recipe(_Section):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise RecipeError(["there is no such file. `distill new` writes one."], where=str(path)) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError([f"not a readable TOML file ({error})."], where=str(path)) from None
         for override in overrides or []:
             apply_override(values, override)
-        values.setdefault("name", path.stem)
+        values["name"] = values.get("name") or path.stem
         return cls.parse(values, where=str(path))
 
     @classmethod

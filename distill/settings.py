@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from distill.errors import RecipeError
 
+KINDS = ("str", "int", "float", "bool", "none", "dict", "list", "tuple")
+"""What pydantic calls the kinds of a value that may have several."""
+
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Sets one `section.key=value` in `values`."""
@@ -37,13 +40,29 @@ def explain(errors: Iterable[Any], whole: type[BaseModel]) -> list[str]:
     """Pydantic's findings in the words of the file, one a setting: of what may be two things it names both."""
     said: dict[tuple[str, str], list[str]] = {}
     for item in errors:
-        path = [str(step) for step in item["loc"] if isinstance(step, int) or step.isidentifier()]
+        path = _named(item, whole)
         problem, _, got = _explain(item, path, whole).partition("; got ")
         said.setdefault((".".join(path), got), []).append(problem)
     return [
         " or ".join([first, *(other.removeprefix(f"`{key}` ") for other in more)]) + (f"; got {got}" if got else "")
         for (key, got), (first, *more) in said.items()
     ]
+
+
+def _named(item: Any, whole: type[BaseModel]) -> list[str]:
+    """Where a problem is, in the file's own keys: pydantic names the kinds that a value might have too."""
+    path: list[str] = []
+    for step in item["loc"]:
+        known = _known_keys(path, whole)
+        stranger = item["type"] == "extra_forbidden" and step == item["loc"][-1]
+        if (
+            isinstance(step, int)
+            or step in known
+            or stranger
+            or (not known and step not in KINDS and step.isidentifier())
+        ):
+            path.append(str(step))
+    return path
 
 
 def _explain(item: Any, path: list[str], whole: type[BaseModel]) -> str:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from distill.cli import app
+from distill.cli import app, main
 from distill.recipe import Recipe
 
 RUNNER = CliRunner()
@@ -94,3 +94,25 @@ def test_verify_says_ok_and_fails_by_its_exit_code(tiny_bundle, tmp_path):
     assert done.exit_code != 0
     assert json.loads(done.stdout)["ok"] is False
     assert "README.md has changed" in str(done.exception)
+
+
+def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, capsys):
+    """What Ctrl-C leaves behind is said, of commands whose work is kept."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distill.recipe.Recipe.load", interrupted)
+    monkeypatch.setattr("distill.cards.list_cards", interrupted)
+    for command, goes_on in ((["train", "r.toml"], True), (["student", "list"], False)):
+        monkeypatch.setattr("sys.argv", ["distill", *command])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 130
+        assert ("goes on where it was" in capsys.readouterr().err) is goes_on
+
+
+def test_a_file_in_a_folder_that_is_not_there_yet(tmp_path):
+    result = RUNNER.invoke(app, ["new", str(tmp_path / "new/folder/r.toml")])
+    assert result.exit_code == 0
+    assert (tmp_path / "new/folder/r.toml").exists()

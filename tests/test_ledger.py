@@ -92,3 +92,25 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another process is working here" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("added", ["oops\n", "\n[export]\nold_setting = 1\n"])
+def test_a_recipe_of_another_version_is_named(tmp_path, added):
+    with claim(recipe_in(tmp_path)) as ledger:
+        ledger.once("train", {}, dict)
+    path = tmp_path / "recipe.toml"
+    text = path.read_text()
+    path.write_text(text + added if added == "oops\n" else text.replace("[export]\n", added.lstrip()))
+    with (
+        pytest.raises(OutputError, match=r"toml: is no recipe of this version .*--replace"),
+        claim(recipe_in(tmp_path)),
+    ):
+        pass
+
+
+def test_all_that_differs_is_counted(tmp_path):
+    with claim(recipe_in(tmp_path)) as ledger:
+        ledger.once("train", {}, dict)
+    other = recipe_in(tmp_path, epochs=9, batch_size=3, learning_rate=0.1, warmup=0.5, weight_decay=0.2)
+    with pytest.raises(OutputError, match="and 2 more"), claim(other):
+        pass

@@ -80,6 +80,9 @@ def test_overrides_reach_into_lists_and_refuse_what_is_not_there(tmp_path):
 def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(RecipeError, match=r"there is no such file. `distill new` writes one"):
         Recipe.load(tmp_path / "none.toml")
+    marked = tmp_path / "marked.toml"  # as some editors save it
+    marked.write_text(Recipe.parse({**MINIMAL, "name": ""}).to_toml(), encoding="utf-8-sig")
+    assert Recipe.load(marked).name == "marked"
     broken = tmp_path / "broken.toml"
     broken.write_text("[teacher\n")
     with pytest.raises(RecipeError, match=r"not a readable TOML file"):
@@ -126,6 +129,12 @@ def test_embeddings_in_int4_go_with_few_bits_and_operators_of_the_runtime(export
         ({"training": {"epochs": float("inf")}}, "`training.epochs` input should be a finite number"),
         ({"student": {"vocabulary": -5}}, "than or equal to 1 or input should be 'full' or 'used'; got -5"),
         ({"student": {"inherit_layers": [0]}}, "`student.inherit_layers"),
+        (
+            {"objective": {"terms": [{"loss": "soft_labels", "weight": "x"}]}},
+            "`objective.terms.0.weight` input should be a valid number, unable to parse string as a number or "
+            "must be a section with settings such as schedule",
+        ),
+        ({"objective": {"terms": [{"loss": "hidden_mse", "layers": [[1, 2], [3]]}]}}, "`objective.terms.0.layers"),
     ],
 )
 def test_what_is_of_another_kind_is_named(values, problem):

@@ -1,6 +1,6 @@
 """The latency harness: models side by side, each in its own process, their calls interleaved in one run.
 
-    report = bench([Path("teacher.onnx"), Path("runs/demo/bundle")], lengths=[16, 128])
+    report = bench([Path("teacher.onnx"), Path("runs/demo/run/bundle")], lengths=[16, 128])
 
 Interleaving matters more than many runs: on a shared machine two runs minutes apart differ by more than two models do.
 """

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import math
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,14 +239,30 @@ def _read_nothing(value: Any, column: str, class_names: Sequence[str] | None) ->
 
 
 def _from_json(value: Any) -> Any:
-    """What a CSV holds of a list or a mapping: JSON, or as Python and pandas write them."""
+    """What a CSV holds of a list or a mapping: JSON, or as Python, pandas and NumPy write them."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
+        for read in (json.loads, _from_python):
             try:
                 return read(value.strip())
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
                 continue
     return value
+
+
+def _from_python(text: str) -> Any:
+    """A literal of Python, or an array of texts as NumPy writes it: without the commas between them.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    parts: list[str] = []
+    before = tokenize.ENCODING
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (tokenize.NL, tokenize.NEWLINE):
+            parts += [","] if token.type == before == tokenize.STRING else []
+            parts.append(token.string)
+            before = token.type
+    return ast.literal_eval(" ".join(parts))
 
 
 def missing(value: Any) -> bool:

@@ -146,7 +146,7 @@ class UsableRows:
             DataError: A row cannot be used, and such rows are not to be skipped.
         """
         columns = self.columns
-        texts = table.column(columns.text, "data.text")
+        texts = table.column("text" if table.running else columns.text, "data.text")
         pairs = None if columns.text_pair is None else table.column(columns.text_pair, "data.text_pair")
         raw = table.column(columns.label, "data.label") if self.labelled else [None] * len(texts)
         groups = table.column(columns.group, "data.group") if columns.group and self.labelled else None
@@ -213,11 +213,11 @@ def name_labels(
     """
     if sides["train"].target.names is None:
         return [], sides
-    seen = _count_names(sides["train"])
+    seen = count_names(sides["train"])
     if wanted and _are_positions(seen, wanted):
         sides = {role: _rename(rows, wanted) for role, rows in sides.items()}
         report.append("labels: " + ", ".join(f"{number} is {name}" for number, name in enumerate(wanted)))
-        seen = _count_names(sides["train"])
+        seen = count_names(sides["train"])
     names = list(wanted or class_names or sorted(seen, key=_numerically))
     if len(seen) < least:
         raise DataError(
@@ -232,13 +232,24 @@ def name_labels(
             where=sides["train"].name,
             fix="Set data.label to the column with the classes.",
         )
+    for alike in _alike(names):
+        report.append(f"{sides['train'].name}: the labels {' and '.join(map(repr, alike))} differ in spelling alone")
     absent = [name for name in names if name not in seen]
     if absent:
         report.append(f"{sides['train'].name}: no row has the label {', '.join(absent[:8])}")
     return names, {role: _known_labels(rows, set(names), names, skip, report) for role, rows in sides.items()}
 
 
-def _count_names(rows: Rows) -> Counter[str]:
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in case, spaces, hyphens or underscores alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\s_-]+", " ", name.strip().casefold()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def count_names(rows: Rows) -> Counter[str]:
+    """Rows of each label; none where labels are no names."""
     return Counter(name for row in range(len(rows.labels)) for name in rows.label_names(row))
 
 

@@ -17,9 +17,18 @@ import datasets
 
 from distill.data.corpus import write_corpus
 from distill.data.fields import INPUTS, TARGETS
-from distill.data.rows import Columns, Rows, content_fraction, content_key, name_labels, usable_rows
+from distill.data.rows import (
+    Columns,
+    Rows,
+    UsableRows,
+    content_fraction,
+    content_key,
+    count_names,
+    name_labels,
+    usable_rows,
+)
 from distill.data.sampling import LengthBucketSampler
-from distill.data.streams import is_large
+from distill.data.streams import is_large, read_parts
 from distill.data.tables import load_table, read_table
 from distill.errors import DataError
 from distill.files import sha256_json
@@ -57,6 +66,11 @@ class Splits:
     def test_is_validation(self) -> bool:
         """No test data was given, so numbers are reported on the rows that also chose."""
         return self.test is self.validation
+
+    @property
+    def measured(self) -> str:
+        """What the rows that numbers are reported on are called: `test` or `validation`."""
+        return "validation" if self.test_is_validation else "test"
 
     def sha256(self) -> str:
         """Of every text and label, in order."""
@@ -120,18 +134,29 @@ def load_splits(
     if test is not None:
         tables["test"] = read_table(test, "test")
     sides = {role: usable_rows(table, columns, report) for role, table in tables.items()}
+    if test is None:
+        report.append("no test data: numbers are reported on the validation data, which also chooses")
     names, sides = name_labels(sides, tables["train"].label_names.get(label), labels, columns.skip, report)
     _report_conflicts(sides["train"], report)
     free = Rows("unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target)
     large = [source for source in unlabelled if folder is not None and inputs == "text" and is_large(source)]
     for source in (source for source in unlabelled if source not in large):
-        free.extend(usable_rows(read_table(source, "unlabelled"), columns, report, labelled=False))
+        usable = UsableRows(columns, labelled=False)
+        for table in read_parts(source, "unlabelled") if is_large(source) else [read_table(source, "unlabelled")]:
+            free.extend(usable.of(table))
+        usable.finish(str(source), report)
     sides["unlabelled"] = free
     if "validation" not in sides:
         sides["train"], sides["validation"] = _set_aside(sides["train"], validation_fraction)
         counts = f"{len(sides['validation'].keys):,} of {len(tables['train']):,} rows"
         report.append(f"{tables['train'].name}: {counts} set aside by content for validation")
+    taught = count_names(sides["train"])
     sides = _one_side_each(sides, report)
+    gone = sorted(taught.keys() - count_names(sides["train"]).keys())
+    if gone:
+        report.append(
+            f"train: no row is left of the label {', '.join(gone[:8])}, all of whose texts stand elsewhere too"
+        )
     made = {role: rows.dataset() for role, rows in sides.items()}
     if folder is not None and large:
         keys = {role: rows.keys for role, rows in sides.items()}

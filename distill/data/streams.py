@@ -48,7 +48,7 @@ def files_of(source: str | Path) -> list[Path]:
         return [path] if path.exists() else []
     if any((path / name).exists() for name in _SAVED):
         return []
-    return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FORMATS)
+    return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FORMATS and not _packed(file))
 
 
 def signature_of(source: str | Path) -> list[Any]:
@@ -79,13 +79,19 @@ def read_parts(source: str | Path, split: str | None = None) -> Iterator[Table]:
         yield from _slices(read_table(source, split))
     for path in files:
         try:
-            yield from _parts(path)
+            # An empty file among others says nothing, not even which columns it has.
+            yield from (table for table in _parts(path) if table.columns or len(files) == 1)
         except (OSError, UnicodeError, EOFError, pyarrow.ArrowInvalid) as error:
             raise DataError(f"cannot be read ({first_line(error)})", where=str(path), fix="Write it anew.") from error
 
 
 def _kind(path: Path) -> str:
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def _packed(path: Path) -> bool:
+    """Whether it is compressed and of a kind that is read as a whole."""
+    return path.suffix.lower() == ".gz" and _kind(path) in (".json", ".parquet")
 
 
 def _parts(path: Path) -> Iterator[Table]:

@@ -224,12 +224,29 @@ def _read_json(path: Path) -> Table:
     """JSON lines, or one array of objects. Columns are the union over all rows."""
     start = next((line.lstrip() for line in lines(path) if line.strip()), "")
     if not start.startswith("["):
+        if path.suffix.lower() == ".json":
+            _refuse_one_object(path)
         return next(json_tables(path))
     try:
         found = json.loads("".join(lines(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON ({error})", where=str(path), fix="Write one object a line.") from None
     return _objects(path, found)
+
+
+def _refuse_one_object(path: Path) -> None:
+    """A file that is one object over several lines, or holds columns rather than rows, as pandas writes them."""
+    try:
+        found = json.loads("".join(lines(path)))
+    except json.JSONDecodeError:
+        return
+    several = len([line for line in lines(path) if line.strip()]) > 1
+    if isinstance(found, dict) and (several or all(isinstance(value, (dict, list)) for value in found.values())):
+        raise DataError(
+            "holds one object, not rows",
+            where=str(path),
+            fix='Give an array of objects or one object a line: of pandas, to_json(orient="records").',
+        )
 
 
 def json_tables(path: Path, rows: int = sys.maxsize) -> Iterator[Table]:

@@ -44,6 +44,7 @@ class Contents:
         recipe_toml: The resolved recipe.
         versions: Of the libraries that made it.
         data_source: Where the training data came from, for the model card.
+        measured_on: `test` or `validation`: the data that `metrics` are of.
         beside: Further files of `model_folder` that other libraries read.
         weights: How the file that ships keeps its weights, as `export.weights` has it.
         prefix: What stands before every text.
@@ -63,6 +64,7 @@ class Contents:
     recipe_toml: str
     versions: Mapping[str, str]
     data_source: str = ""
+    measured_on: str = "test"
     beside: Sequence[str] = ()
     ort: bool = False
     weights: str = "int8"
@@ -152,6 +154,7 @@ def _manifest(folder: Path, contents: Contents, embeddings: str) -> dict[str, An
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": dict(contents.versions),
         "data": contents.data_source,
+        "measured_on": contents.measured_on,
         "weights": contents.weights,
         **({"embeddings": embeddings} if embeddings else {}),
         "onnx_bytes": sizes,

@@ -168,7 +168,7 @@ A distilled {manifest["task"]} model: {card.files}, {stored}, {megabytes:.1f} MB
 
 ## Measured
 
-On the test data, each number measured on the file or model named.
+{_measured_on(manifest)} Each number was measured on the file or model named.
 
 {_table(manifest["metrics"], weights)}
 
@@ -191,6 +191,12 @@ compares checksums, labels, tokens and the golden answers in `golden.jsonl` with
 time where answers must repeat to the last digit: int8 rounds by the range of the whole batch.
 """
     return "\n".join(front) + "\n" + text
+
+
+def _measured_on(manifest: Mapping[str, Any]) -> str:
+    if manifest.get("measured_on") == "validation":
+        return "On the validation data, which also chose: there was no test data."
+    return "On the test data."
 
 
 def _table(metrics: Mapping[str, Any], weights: str) -> str:

@@ -1,6 +1,6 @@
 """Text in, answer out: the shipped bundle without torch.
 
-    bundle = Bundle.load("runs/demo/bundle")
+    bundle = Bundle.load("runs/demo/run/bundle")
     bundle("a fine film").label
 
 Imports numpy, onnxruntime, tokenizers and of ours `errors`, `heads`, `pieces`, `sessions` and `single_file` alone: the

@@ -68,13 +68,13 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     models, metric = by_role(results), results.get("metric", "metric")
     weights = results.get("weights", "int8")
     stored = f"{weights} with int4 embeddings" if results.get("embeddings") == "int4" else weights
-    rows = (results.get("data") or {}).get("test")
+    data = results.get("data") or {}
     found = [
         _distillation(models, metric),
         _quantisation(models, metric, stored),
         _gain(models.get("teacher-onnx", {}), models.get("student-int8", {}), "the teacher's ONNX file", weights),
         _gain(models.get("student-onnx", {}), models.get("student-int8", {}), "the student in fp32", weights),
-        _chance(models, metric, rows),
+        _chance(models, metric, data.get("test"), data.get("measured", "test")),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -122,7 +122,7 @@ def _gain(slow: Row, fast: Row, name: str, weights: str) -> str:
     return f"{said}; no gain at {', '.join(lost)}." if lost else f"{said}."
 
 
-def _chance(models: Mapping[str, Row], metric: str, rows: int | None) -> str:
+def _chance(models: Mapping[str, Row], metric: str, rows: int | None, measured: str) -> str:
     """How large a difference of two accuracies chance alone makes: 1.96 standard errors, the models held unrelated.
 
     Two right and two wrong answers are added (Agresti and Coull 1998): all right of 80 still leaves room for chance.
@@ -132,7 +132,7 @@ def _chance(models: Mapping[str, Row], metric: str, rows: int | None) -> str:
         return ""
     share = (value * rows + 2) / (rows + 4)
     error = 1.96 * math.sqrt(2 * share * (1 - share) / (rows + 4))
-    return f"On {count(rows)} test rows, differences of up to {points(error)} can be chance (95%)."
+    return f"On {count(rows)} {measured} rows, differences of up to {points(error)} can be chance (95%)."
 
 
 def points(difference: float) -> str:

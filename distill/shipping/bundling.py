@@ -49,6 +49,7 @@ def bundle(run: Run) -> dict[str, Any]:
                     recipe_toml=run.recipe.to_toml(),
                     versions=versions(),
                     data_source=run.recipe.data.train,
+                    measured_on=run.splits.measured,
                     ort=run.recipe.export.ort,
                     weights=run.recipe.export.weights,
                     prefix=run.recipe.data.prefix,
@@ -143,7 +144,16 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
             fix="Leave --data away; report.html of its run has the measures.",
         )
     columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
-    rows = labelled_rows(bundle, columns, source)
+    try:
+        rows = labelled_rows(bundle, columns, source)
+    except DataError as error:
+        pair = f", data.text_pair {columns.text_pair!r}" if columns.text_pair else ""
+        label = f", data.label {columns.label!r}" if TARGETS[task.target].column else ""
+        raise DataError(
+            error.what,
+            where=error.where,
+            fix=f"Mend the file: the bundle was made with data.text {columns.text!r}{pair}{label}.",
+        ) from error
     tokenizer = load_reader(str(folder), task)
     encoded = encode_rows(task, rows.dataset(), tokenizer, bundle.max_length, bundle.labels)
     padding = padding_of(tokenizer, load_config(str(folder)))

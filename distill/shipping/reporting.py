@@ -48,7 +48,9 @@ def report(run: Run) -> dict[str, Any]:
         paths = write_report(results, run.folder)
         return {"summary": [f"report: {FOLDER}/{path.relative_to(run.folder).as_posix()}" for path in paths]}
 
-    stages = {name: run.ledger.facts(name) for name in ("teacher", "train", "baseline", "export", "bundle", "bench")}
+    names = ("teacher", "train", "baseline", "export", "bundle", "bench")
+    stages: dict[str, Any] = {name: run.ledger.facts(name) for name in names}
+    stages |= {"with": [run.has_baseline, run.recipe.teacher.start]}
     made = [run.folder / name for name in ("results.json", "report.md", "report.html")]
     return run.ledger.once("report", stages, work, makes=made)
 
@@ -56,7 +58,8 @@ def report(run: Run) -> dict[str, Any]:
 def collect(run: Run) -> dict[str, Any]:
     """Everything that was measured, in the one shape the report reads."""
     names = ("finetune", "teacher", "label", "train", "baseline", "evaluate", "export", "bundle", "bench")
-    facts = {name: run.ledger.facts(name) or {} for name in names}
+    without = {"baseline": not run.has_baseline, "finetune": not run.recipe.teacher.start}  # of an earlier recipe
+    facts = {name: {} if without.get(name) else run.ledger.facts(name) or {} for name in names}
     splits = run.splits
     curves = {"student": facts["train"]["curve"]}
     if facts["baseline"].get("curve"):
@@ -74,6 +77,7 @@ def collect(run: Run) -> dict[str, Any]:
             "train": len(splits.train),
             "validation": len(splits.validation),
             "test": len(splits.test),
+            "measured": splits.measured,
             "unlabelled": len(run.free_text),
             "source": run.recipe.data.train,
         },

@@ -66,6 +66,10 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     found = [text for part in read_parts(tmp_path) for text in part.columns["text"]]
     assert found == [*TEXTS[:5], *TEXTS[5:10], *TEXTS[9:14]]
     assert is_large(tmp_path)
+    (tmp_path / "0.csv").touch()  # says nothing, not even its columns
+    (tmp_path / "0.json.gz").touch()  # of no kind that can be read so
+    assert [text for part in read_parts(tmp_path) for text in part.columns["text"]] == found
+    (tmp_path / "0.csv").unlink()
     assert not is_large(tmp_path / "a.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no file to read. Files end in .csv"):

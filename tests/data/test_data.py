@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.data.fields import TARGETS
 from distill.data.splits import content_fraction, content_key, load_splits, load_table
 from distill.errors import DataError
 
@@ -321,6 +323,8 @@ def test_label_column_that_is_no_label(tmp_path, rows):
         ("a.csv", "text,text\na,b\n", r"the header names 'text' twice"),
         ("a.csv", 'text,label\n"a,b\n', r"a\.csv line 2: not readable as a table"),
         ("a.json", "[1, 2", r"a\.json: not JSON"),
+        ("a.json", '{"version": 1,\n "data": [{"text": "a"}]}', r"a\.json: holds one object, not rows\. Give an array"),
+        ("a.json", '{"text": {"0": "a"}, "label": {"0": "b"}}', r"holds one object, not rows.*orient=.records"),
         ("a.jsonl", "[1]\n", r"a\.jsonl: 1 is not an object with columns"),
     ],
 )
@@ -345,3 +349,45 @@ def test_errors_are_one_line(tmp_path):
     with pytest.raises(DataError, match="cannot be read") as caught:
         load_table(tmp_path / "a.parquet")
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_of_texts_are_read_as_a_frame_writes_them(tmp_path):
+    """NumPy writes no commas, and Python takes neighbouring texts for one."""
+    written = ["['x' 'y']", "['x', 'y']", '["x", "y"]', "['x'\n 'y']", "['y']"]
+    path = write_csv(tmp_path / "a.csv", [(f"text {n}", written[n % 5]) for n in range(60)])
+    splits = load_splits(path, target="classes")
+    assert splits.labels == ["x", "y"]
+    lengths = {text: len(label) for text, label in zip(splits.train["text"], splits.train["label"], strict=True)}
+    assert lengths == {text: 1 if text[-1] in "49" else 2 for text in lengths}
+    assert TARGETS["tags"].read(str(np.array(["O", "B-x"], dtype=object)), "label", None) == (["O", "B-x"], None)
+
+
+def test_a_label_that_the_test_data_takes_away_is_told(tmp_path, rows):
+    test = write_csv(tmp_path / "test.csv", [("a rare film", "rare"), ("a good film", "good")])
+    train = write_csv(tmp_path / "train.csv", [*rows, ("a rare film", "rare")])
+    report = load_splits(train, test=test).report
+    assert "train: no row is left of the label rare, all of whose texts stand elsewhere too" in report
+
+
+def test_labels_of_nearly_one_spelling_are_told(tmp_path, rows):
+    train = write_csv(tmp_path / "train.csv", [*rows, *((f"one more {n}", "Good") for n in range(20))])
+    assert f"{train}: the labels 'Good' and 'good' differ in spelling alone" in load_splits(train).report
+
+
+def test_without_test_data_the_report_says_which_rows_are_measured(train, tmp_path, rows):
+    splits = load_splits(train)
+    assert splits.measured == "validation"
+    assert "no test data: numbers are reported on the validation data, which also chooses" in splits.report
+    test = write_csv(tmp_path / "test.csv", [("new film", "good"), ("newer film", "bad")])
+    assert load_splits(train, test=test).measured == "test"
+
+
+def test_lines_of_a_text_file_are_texts_whatever_the_column_is_called(tmp_path, rows):
+    train = write_csv(tmp_path / "train.csv", rows, header=("sentence", "label"))
+    (tmp_path / "more.txt").write_text("one more film\nanother one\n")
+    (tmp_path / "more.txt.gz").write_bytes(gzip.compress(b"a packed film\n"))
+    more = [tmp_path / "more.txt", tmp_path / "more.txt.gz"]
+    found = load_splits(train, text="sentence", unlabelled=more)
+    assert found.unlabelled["text"][:] == ["one more film", "another one", "a packed film"]
+    kept = load_splits(train, text="sentence", unlabelled=more, folder=tmp_path / "kept")
+    assert kept.unlabelled["text"][:] == found.unlabelled["text"][:]

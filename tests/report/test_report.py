@@ -471,3 +471,13 @@ def test_tables_in_few_bits_are_told_with_what_they_lose_and_save(tmp_path: Path
         assert "int8 with int4 embeddings costs" in text
     markdown, page = written(RESULTS, tmp_path)
     assert "Embedding tables" not in markdown + page.text
+
+
+def test_validation_rows_are_not_called_test_rows(tmp_path: Path) -> None:
+    results = copy.deepcopy(RESULTS)
+    results["data"]["measured"] = "validation"
+    markdown, page = written(results, tmp_path)
+    for text in (" ".join(markdown.split()), page.text):
+        assert "validation rows, which also chose the checkpoint and the int8 file: no test data was given" in text
+        assert "validation rows, differences" in text
+        assert not re.search(r"[1-9,]+ test", text)

@@ -26,3 +26,11 @@ def test_an_embedder_needs_its_teacher_to_be_measured(own_bundle, tmp_path):
     onnx.save(model, own_bundle / QUANTIZED)
     with pytest.raises(DataError, match="a sentence-embedding bundle is measured against its teacher, which does not"):
         verify_with_data(own_bundle, str(tmp_path / "any.csv"), Verification(own_bundle))
+
+
+def test_what_is_wrong_with_the_data_is_told_with_the_bundles_columns(own_bundle, tmp_path):
+    (own_bundle / "recipe.toml").write_text('teacher.checkpoint = "m"\ndata.train = "t.csv"\n', encoding="utf-8")
+    path = tmp_path / "a.csv"
+    path.write_text("Text,label\nwhere is it,arrival\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no column 'text'; .* Mend the file: .*data.text 'text', data.label 'label'"):
+        verify_with_data(own_bundle, str(path), Verification(own_bundle))
