@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from distill import __version__
-from distill.errors import DistillError, needs_extra
+from distill.errors import DataError, DistillError, needs_extra
 
 app = typer.Typer(
     name="distill",
@@ -289,7 +289,7 @@ def predict(
     if pair and len(pair) != len(texts or []):
         raise typer.BadParameter(f"{len(texts or [])} texts and {len(pair)} --pair: give one for each text")
     given: Any = list(zip(texts, pair, strict=True)) if texts and pair else texts
-    lines = given if given else (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin)
+    lines = given if given else _typed()
     for text, prediction in zip(*_twice(lines, loaded, max_new_tokens), strict=False):
         if as_json:
             typer.echo(json.dumps({"text": text, **prediction.to_json()}, ensure_ascii=False))
@@ -299,6 +299,19 @@ def predict(
     if loaded.cut:
         lost = f"longer than {loaded.max_length} tokens and lost their {loaded.lost}"
         typer.echo(f"{loaded.cut:,} texts are {lost}", err=True)
+
+
+def _typed() -> Iterator[str]:
+    """Lines of standard input, in UTF-8 whatever the locale."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"byte 0x{line[error.start]:02x} is not UTF-8",
+                where=f"standard input line {number}",
+                fix="Save the file as UTF-8.",
+            ) from None
 
 
 def _twice(lines: Any, loaded: Any, new_tokens: int | None) -> tuple[Iterator[Any], Iterator[Any]]:

@@ -116,3 +116,10 @@ def test_a_file_in_a_folder_that_is_not_there_yet(tmp_path):
     result = RUNNER.invoke(app, ["new", str(tmp_path / "new/folder/r.toml")])
     assert result.exit_code == 0
     assert (tmp_path / "new/folder/r.toml").exists()
+
+
+def test_lines_that_are_not_utf8_are_refused_by_number(tiny_bundle):
+    piped = RUNNER.invoke(app, ["predict", str(tiny_bundle)], input="\ufeffone\r\ncafé\n".encode())
+    assert [line.split("\t")[-1] for line in piped.stdout.splitlines()] == ["one", "café"]
+    wrong = RUNNER.invoke(app, ["predict", str(tiny_bundle)], input="one\ncafé\n".encode("cp1252"))
+    assert str(wrong.exception) == "standard input line 2: byte 0xe9 is not UTF-8. Save the file as UTF-8."
