@@ -343,6 +343,6 @@ def test_describe() -> None:
     assert describe(build("roberta")) == Architecture("roberta", 3, 32, 4, 3, 64, positions=38)
     assert describe(build("distilbert")) == Architecture("distilbert", 3, 32, 4, 3, 64, positions=40)
     assert describe(build("t5")) == Architecture("t5", 3, 32, 4, 3, 64, attention_width=24)
-    assert describe(build("gpt2")) == Architecture("gpt2", 3, 32, 4, 3, 64, positions=40)
+    assert describe(build("gpt2")) == Architecture("gpt2", 3, 32, 4, 3, 64, positions=40, causal=True)
     assert describe(build("modernbert")) == Architecture("modernbert", 3, 32, 4, 3, 64)
     assert describe(build("vit")) == Architecture("vit", 3, 32, 4, 3, 0)
