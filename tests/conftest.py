@@ -381,6 +381,7 @@ for path, count in todo:
         pid, status = os.wait()
         children.remove(pid)
         if status:
+            print("one of them ended with", os.waitstatus_to_exitcode(status), flush=True)  # a signal prints nothing
             os.killpg(0, signal.SIGKILL)
 """
 """Leads the processes that work together, its forks; it is itself one of the process that imported all this once."""
