@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from distill import __version__
-from distill.errors import DataError, DistillError, needs_extra
+from distill.errors import DistillError, needs_extra
 
 app = typer.Typer(
     name="distill",
@@ -303,15 +303,9 @@ def predict(
 
 def _typed() -> Iterator[str]:
     """Lines of standard input, in UTF-8 whatever the locale."""
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"byte 0x{line[error.start]:02x} is not UTF-8",
-                where=f"standard input line {number}",
-                fix="Save the file as UTF-8.",
-            ) from None
+    from distill.files import utf8_lines
+
+    return (line.rstrip("\r\n") for line in utf8_lines(sys.stdin.buffer, "standard input"))
 
 
 def _twice(lines: Any, loaded: Any, new_tokens: int | None) -> tuple[Iterator[Any], Iterator[Any]]:

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.errors import OutputError
+from distill.errors import DataError, OutputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,6 +26,23 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def utf8_lines(file: Iterable[bytes], where: str) -> Iterator[str]:
+    """Lines as text, a byte order mark before the first left out.
+
+    Raises:
+        DataError: A byte is not UTF-8; names its line of `where`.
+    """
+    for number, raw in enumerate(file, 1):
+        try:
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"byte 0x{raw[error.start]:02x} is not UTF-8",
+                where=f"{where} line {number}",
+                fix="Save the file as UTF-8.",
+            ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distill import processes
-from distill.errors import OutputError, first_line
+from distill.errors import OutputError, RecipeError
 from distill.files import read_json, sha256_json, write_json, write_text
 from distill.recipe import Recipe
 
@@ -128,10 +127,10 @@ def _keep_recipe(recipe: Recipe, folder: Path, replace: bool) -> None:
     begun = any((folder / "work" / "state").glob("*.json"))
     if path.exists() and begun and not replace:
         try:
-            differing = _differences(tomllib.loads(path.read_text(encoding="utf-8-sig")), recipe)
-        except ValueError as error:  # no TOML, or settings of another version
+            differing = _differences(Recipe.load(path), recipe)
+        except RecipeError as error:  # no TOML, or settings of another version
             raise OutputError(
-                f"is no recipe of this version ({first_line(error)})",
+                f"is no recipe of this version ({'; '.join(error.problems)})",
                 where=str(path),
                 fix="Set another `output`, or give --replace to redo the stages that differ.",
             ) from error
@@ -152,10 +151,9 @@ def _keep_recipe(recipe: Recipe, folder: Path, replace: bool) -> None:
     write_text(path, recipe.to_toml())
 
 
-def _differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
+def _differences(before: Recipe, recipe: Recipe) -> list[str]:
     """`key was 3, is 5` for every setting that changes what is made."""
-    old = _flat(Recipe.model_validate(before))
-    new = _flat(recipe)
+    old, new = _flat(before), _flat(recipe)
     return [f"{key} was {old[key]!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
 
 

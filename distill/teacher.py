@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from distill.data.rows import plain_name
 from distill.encoders import token_embedding, written_config
 from distill.errors import DataError, TeacherError, first_line
 from distill.features import Features, TappedModel
@@ -399,14 +400,9 @@ def _counterparts(names: Sequence[str], others: Sequence[str]) -> dict[str, str]
     near: dict[str, tuple[list[str], list[str]]] = {}
     for side, found in enumerate((names, others)):
         for name in set(found) - same:
-            near.setdefault(_plain(name), ([], []))[side].append(name)
+            near.setdefault(plain_name(name), ([], []))[side].append(name)
     alike = {mine[0]: theirs[0] for mine, theirs in near.values() if len(mine) == len(theirs) == 1}
     return {name: name for name in same} | alike
-
-
-def _plain(name: str) -> str:
-    """`NEGATIVE` and `negative` name the same label, as do `card arrival` and `card_arrival`."""
-    return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 def use_bf16(precision: str, device: torch.device | str = "cpu") -> bool:

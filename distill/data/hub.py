@@ -11,7 +11,9 @@ import datasets
 from distill.errors import DataError, first_line
 
 _FIX = "Give a file, a folder written by save_to_disk, or a hub id such as name/data:config."
-_FAILURES = (datasets.exceptions.DatasetsError, OSError, ValueError)
+FAILURES = (datasets.exceptions.DatasetsError, OSError, ValueError)
+"""What `datasets` raises where a data set, or the hub, is not as it should be."""
+
 _KIN = {"validation": ("validation", "dev", "valid", "val"), "unlabelled": ("unsupervised", "unlabelled", "train")}
 """The splits that hub data sets use in a split's place."""
 
@@ -33,9 +35,9 @@ def load_hub(source: str, split: str | None, *, streaming: bool = False) -> Any:
             if named or split is None:
                 return datasets.load_dataset(name, config, split=named or "train", streaming=streaming)
             return pick_split(datasets.load_dataset(name, config, streaming=streaming), split, source)
-    except _FAILURES as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except FAILURES as error:
         raise DataError(
             f"neither a file here nor readable from the hub ({first_line(error)})", where=source, fix=_FIX
         ) from error
@@ -49,7 +51,7 @@ def hub_facts(source: str) -> tuple[str, int | None] | None:
     try:
         with _quiet():
             builder = datasets.load_dataset_builder(name, config)
-    except _FAILURES:  # whoever reads it says why
+    except FAILURES:  # whoever reads it says why
         return None
     return f"{builder.config.name} {builder.hash}", builder.info.download_size
 

@@ -244,8 +244,13 @@ def _alike(names: Iterable[str]) -> list[list[str]]:
     """Names that differ in case, spaces, hyphens or underscores alone."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.sub(r"[\s_-]+", " ", name.strip().casefold()), []).append(name)
+        groups.setdefault(plain_name(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def plain_name(name: str) -> str:
+    """`NEGATIVE` and `negative` name the same label, as do `card arrival` and `card_arrival`."""
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 def count_names(rows: Rows) -> Counter[str]:

@@ -139,10 +139,14 @@ def load_splits(
     names, sides = name_labels(sides, tables["train"].label_names.get(label), labels, columns.skip, report)
     _report_conflicts(sides["train"], report)
     free = Rows("unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target)
-    large = [source for source in unlabelled if folder is not None and inputs == "text" and is_large(source)]
-    for source in (source for source in unlabelled if source not in large):
+    large: list[str | Path] = []
+    for source in unlabelled:
+        in_parts = inputs == "text" and is_large(source)
+        if in_parts and folder is not None:
+            large.append(source)
+            continue
         usable = UsableRows(columns, labelled=False)
-        for table in read_parts(source, "unlabelled") if is_large(source) else [read_table(source, "unlabelled")]:
+        for table in read_parts(source, "unlabelled") if in_parts else [read_table(source, "unlabelled")]:
             free.extend(usable.of(table))
         usable.finish(str(source), report)
     sides["unlabelled"] = free

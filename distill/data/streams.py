@@ -11,7 +11,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from distill.data.hub import hub_facts, load_hub
+from distill.data.hub import FAILURES, hub_facts, load_hub
 from distill.data.remote import fetch, is_remote
 from distill.data.tables import FORMATS, Table, csv_tables, is_hub_id, json_tables, lines, read_table
 from distill.errors import DataError, first_line
@@ -63,13 +63,14 @@ def read_parts(source: str | Path, split: str | None = None) -> Iterator[Table]:
     """Tables of up to `ROWS` rows; `Table.first` numbers the rows of each file on.
 
     Args:
-        source: As in `load_table`, or a folder of such files, each of them also with `.gz` behind.
+        source: As in `load_table`, or a folder of such files, each of them also with `.gz` behind; a
+            hub id is streamed.
         split: Which split of a hub id.
 
     Raises:
         DataError: It is missing, empty or unreadable.
     """
-    if is_hub_id(source) and is_large(source):
+    if is_hub_id(source):
         yield from _streamed(str(source), split)
         return
     files = files_of(source)
@@ -121,9 +122,9 @@ def _streamed(source: str, split: str | None) -> Iterator[Table]:
             table = Table(source, part, first=first)
             yield table
             first += len(table)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except FAILURES as error:
         raise DataError(
             f"the hub stopped after {first:,} rows ({first_line(error)})", where=source, fix="Run it again."
         ) from error

@@ -23,6 +23,7 @@ import pyarrow.parquet
 from distill.data.hub import load_hub, pick_split
 from distill.data.remote import fetch, is_remote
 from distill.errors import DataError, first_line
+from distill.files import utf8_lines
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -162,15 +163,7 @@ def _read_local(path: Path, split: str | None) -> Table:
 def lines(path: Path) -> Iterator[str]:
     """Lines without their ends; a byte that is not UTF-8 is an error that names its line."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"byte 0x{raw[error.start]:02x} is not UTF-8",
-                    where=f"{path} line {number}",
-                    fix="Save the file as UTF-8.",
-                ) from None
+        yield from utf8_lines(file, str(path))
 
 
 def csv_tables(path: Path, delimiter: str, rows: int = sys.maxsize) -> Iterator[Table]:
@@ -236,12 +229,12 @@ def _read_json(path: Path) -> Table:
 
 def _refuse_one_object(path: Path) -> None:
     """A file that is one object over several lines, or holds columns rather than rows, as pandas writes them."""
+    text = "".join(lines(path)).strip()
     try:
-        found = json.loads("".join(lines(path)))
+        found = json.loads(text)
     except json.JSONDecodeError:
         return
-    several = len([line for line in lines(path) if line.strip()]) > 1
-    if isinstance(found, dict) and (several or all(isinstance(value, (dict, list)) for value in found.values())):
+    if isinstance(found, dict) and ("\n" in text or all(isinstance(value, (dict, list)) for value in found.values())):
         raise DataError(
             "holds one object, not rows",
             where=str(path),

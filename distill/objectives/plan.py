@@ -1,8 +1,8 @@
 """From the terms of a recipe to what an objective does, with everything checked that can be known beforehand.
 
-Three names among a loss's own options mean something here: `causal` is set where both models are, `relation_heads` is
-filled in where it is 0, and must divide
-both widths; `heads` as "mean" or "sum" says that scores are merged over heads, whose numbers may then differ.
+Three names among a loss's own options mean something here: `causal` is set where both models are; `relation_heads` is
+filled in where it is 0, and must divide both widths; `heads` as "mean" or "sum" says that scores are merged over heads,
+whose numbers may then differ.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def fit_bottlenecks(
         stage.advance()
     names = tuple(name for name, _ in model.named_parameters())
     said = f"every part fitted to the teacher on {sum(len(batch['attention_mask']) for batch in batches)} texts"
-    return replace(student, model=model.train(), inherited=names, fresh=(), remarks=(said,))
+    more = inner_width(model.config) * int(model.config.num_feedforward_networks) - inner_width(teacher.config)
+    spare = (f"random start: {more} neurons of each layer, which has more than the teacher's",) if more > 0 else ()
+    return replace(student, model=model.train(), inherited=names, fresh=(), remarks=(*spare, said))
 
 
 class _Fit:

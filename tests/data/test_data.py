@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from distill.data.fields import TARGETS
 from distill.data.splits import content_fraction, content_key, load_splits, load_table
@@ -391,3 +392,16 @@ def test_lines_of_a_text_file_are_texts_whatever_the_column_is_called(tmp_path, 
     assert found.unlabelled["text"][:] == ["one more film", "another one", "a packed film"]
     kept = load_splits(train, text="sentence", unlabelled=more, folder=tmp_path / "kept")
     assert kept.unlabelled["text"][:] == found.unlabelled["text"][:]
+
+
+def test_unlabelled_pictures_in_a_folder_are_read_as_ever(tmp_path):
+    """A folder is no text to read in parts where pictures are asked for."""
+    for name in ("labelled/cat", "labelled/dog", "more/any"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(6):
+            colour = (40 * number, 200 if name.endswith("cat") else 90, len(name))
+            Image.new("RGB", (4, 4), colour).save(tmp_path / name / f"{number}.png")
+    splits = load_splits(
+        tmp_path / "labelled", text="image", inputs="image", unlabelled=[tmp_path / "more"], validation_fraction=0.3
+    )
+    assert len(splits.unlabelled) == 6

@@ -150,3 +150,14 @@ def test_the_file_answers_alike_and_weighs_what_was_expected(tmp_path: Any) -> N
     with torch.no_grad():
         wanted = student.model(input_ids=ids, attention_mask=mask).logits.numpy()
     np.testing.assert_allclose(given, wanted, atol=1e-4)
+
+
+def test_where_neurons_run_out_those_there_are_are_fitted_and_the_others_told() -> None:
+    teacher, wide = tiny(), card(layers=3, feed_forwards=4)  # 4 x 16 of the teacher's 48
+    plain = build_student(teacher, wide).model
+    fitted = start_student(teacher, wide, batches)
+    assert fitted.remarks[0] == "random start: 16 neurons of each layer, which has more than the teacher's"
+    for name, before in plain.named_parameters():
+        if name.endswith("intermediate.dense.weight"):
+            same = (fitted.model.get_parameter(name) == before).all(dim=1)
+            assert same.tolist() == [False] * 12 + [True] * 4, name
