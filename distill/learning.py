@@ -26,7 +26,8 @@ from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training.fake_int8 import compute_in_floats, compute_in_int8
 from distill.training.fit import fit, steps_an_epoch
-from distill.training.lighter import check_copies, threads
+from distill.training.frozen import check_copies
+from distill.training.lighter import threads
 from distill.training.on_policy import OnPolicy
 from distill.training.step_clock import StepClock, speed_lines
 from distill.training.target_unit import TargetUnit
@@ -119,7 +120,7 @@ def label(run: Run) -> dict[str, Any]:
         with run.teaching(), threads(run.recipe.training.threads or torch.get_num_threads()):
             cache = run.cache(objective)
         size = getattr(cache, "nbytes", 0)  # a teacher that answers live writes nothing
-        return {"bytes": size, "rows": len(run.transfer), "taps": sorted(objective.teacher_taps)}
+        return {"bytes": size, "rows": len(run.transfer), "taps": sorted(run.teacher_taps(objective))}
 
     return run.ledger.once("label", inputs, work)
 

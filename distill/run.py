@@ -58,6 +58,7 @@ from distill.teacher import (
     use_bf16,
 )
 from distill.training.fit import tensor_collate
+from distill.training.frozen import states_read
 from distill.training.sharding import sharded_copy
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
@@ -492,13 +493,23 @@ class Run:
         """Whether the teacher answers in bf16: not where it says numbers, of which 1990 and 1993 would be the same."""
         return self.task.target != "number" and use_bf16(self.recipe.training.precision, self.teacher_device)
 
+    def teacher_taps(self, objective: Objective) -> frozenset[str]:
+        """What is asked of the teacher: what the objective reads, and what stands for the student's frozen layers.
+
+        Within a budget of bytes the second is not kept for its own sake: a teacher that ran along would cost more.
+        """
+        states = states_read(self.recipe.training, objective.student_taps)
+        if self.recipe.cache.max_bytes and not states <= objective.teacher_taps:
+            return objective.teacher_taps
+        return objective.teacher_taps | states
+
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""
         return {
             "weights_hash": self.weights_hash,
             "tokenizer_hash": self.teacher.tokenizer_hash(),
             "max_length": self.recipe.data.max_length,
-            "taps": sorted(objective.teacher_taps),
+            "taps": sorted(self.teacher_taps(objective)),
             "dtype": "bf16" if self.taught_in_bf16 else "fp32",
             "texts_hash": self.texts_hash,
             "top_k": self.top_k(objective),
@@ -564,13 +575,13 @@ class Run:
             return LiveTeacher(sharded_copy(self.teacher.model, training_device()), taps, bf16=bf16)
 
         if not self.task.cached or self.recipe.objective.on_policy.share:
-            return along(objective.teacher_taps)
+            return along(self.teacher_taps(objective))
         inputs = self.cache_inputs(objective)
         if inputs["top_k"]:
             check_top_k(objective.plans)
         return label_rows(
             teacher_of,
-            objective.teacher_taps,
+            self.teacher_taps(objective),
             self.transfer,
             tensor_collate(self.task, self.teacher.padding),
             self.work / "cache",

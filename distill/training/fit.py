@@ -21,6 +21,7 @@ from distill.progress import SILENT, Progress
 from distill.recipe import TrainingRecipe
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
+from distill.training.frozen import states_given
 from distill.training.lighter import lighter
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import row_embedding
@@ -78,10 +79,13 @@ def fit(
     steps = steps_an_epoch(settings, encoded, began)
     args = _arguments(settings, steps, pieces_of(began, processes.count()), folder, seed)
     sharded = settings.sharding == "fsdp" and processes.count() > 1
+    collate = tensor_collate(task, padding)
+    one = collate([encoded[0]])
     transformers.set_seed(seed)
     with (
         progress.stage(name, total=args.max_steps, unit="steps") as stage,
         lighter(student, settings, on_processor=args.use_cpu),
+        states_given(student, settings, objective.student_taps, one) as frozen,
     ):
         flush_denormals()
         dense = settings.compile or settings.sharding != "none"
@@ -90,13 +94,12 @@ def fit(
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs))))
-        collate = tensor_collate(task, padding)
 
         def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
             return task.vary(row, seed, epoch)
 
         if processes.count() > 1 and not sharded:  # else DDP looks through the whole graph in every step, and says so
-            args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, collate([encoded[0]]))
+            args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, one)
         trainer = (ShardedTrainer if sharded else DistillationTrainer)(
             student,
             objective,
@@ -110,6 +113,7 @@ def fit(
             vary,
             by_rows,
             clock,
+            frozen,
             batch_tokens=settings.batch_tokens,
             began=began,
         )

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from distill.encoders import find_encoder, token_embedding
+from distill.encoders import token_embedding
 from distill.errors import TrainingError
 from distill.recipe import TrainingRecipe
+from distill.training.frozen import frozen
 from distill.training.quick import quick
 
 
@@ -89,82 +90,3 @@ def compiled(student: Any, backend: str = "inductor") -> Iterator[None]:
         yield
     finally:
         student._compiled_call_impl = None
-
-
-@contextmanager
-def frozen(student: Any, layers: int) -> Iterator[None]:
-    """Within the block the embeddings and first layers neither learn nor drop out: the way back ends above them.
-
-    Args:
-        student: A transformers model.
-        layers: How many.
-
-    Raises:
-        TrainingError: It has no more layers than that.
-    """
-    encoder = find_encoder(student)
-    if layers >= len(encoder.layers) or encoder.layers[layers] in encoder.layers[:layers]:
-        most = len(set(encoder.layers)) - 1
-        raise TrainingError(
-            f"`training.freeze_layers` is {layers}, the student has {most + 1} layers of its own",
-            where="training",
-            fix=f"Set it to {most}{' or less' if most else ''}: something must learn.",
-        )
-    parts = [*below(student), *encoder.layers[:layers]]
-    for part in parts:
-        part.requires_grad_(False)
-        part.eval()
-        object.__setattr__(part, "train", lambda mode=True, part=part: part)  # the Trainer asks the whole model to
-    try:
-        yield
-    finally:
-        for part in parts:
-            object.__delattr__(part, "train")
-            part.train(student.training)
-
-
-EARLY = ("layernorm_embedding",)
-"""What BART and its kin run before their layers, though it stands behind them."""
-
-
-def below(student: Any) -> list[Any]:
-    """The modules of the encoder that run before its first layer: all that holds no layer and stands before them."""
-    encoder = find_encoder(student)
-    first = next(iter(encoder.layers[0].parameters()))
-    found: list[Any] = []
-    holder = student.base_model
-    while True:  # down to the first layer: each module that stands before it on the way
-        found += [part for name, part in holder.named_children() if name in EARLY]
-        for name, part in holder.named_children():
-            if any(value is first for value in part.parameters()):
-                holder = part
-                break
-            if name not in EARLY:
-                found.append(part)
-        if holder is encoder.layers[0]:
-            return found
-
-
-def check_copies(student: Any, teacher: Any, layers: int) -> None:
-    """Refuses to freeze what is not the teacher's own.
-
-    Args:
-        student: Before its first step.
-        teacher: The model that it was made from.
-        layers: How many of its first layers are to be frozen, with all that runs before them.
-
-    Raises:
-        TrainingError: One of them differs from the teacher's of the same number.
-    """
-    mine, theirs = find_encoder(student).layers, find_encoder(teacher).layers
-    pairs = [("embeddings", one, other) for one, other in zip(below(student), below(teacher), strict=False)]
-    pairs += [(f"layer {n}", one, other) for n, (one, other) in enumerate(zip(mine, theirs, strict=False), 1)][:layers]
-    for name, one, other in pairs:
-        ours, its = one.state_dict(), other.state_dict()
-        if ours.keys() != its.keys() or any(not torch.equal(ours[key], its[key]) for key in ours):
-            raise TrainingError(
-                f"`training.freeze_layers` is {layers}, and the student's {name} is no copy of the teacher's",
-                where="training",
-                fix='Set it to 0, or let the student begin with the teacher\'s first layers: inherit_layers = "first", '
-                'vocabulary = "full".',
-            )

@@ -41,23 +41,31 @@ class Products:
         return 2 * (self.token * tokens + self.row * rows + self.pair * pairs)
 
 
-def count_products(model: Any) -> Products:
+def count_products(model: Any, *, learning: bool = False) -> Products:
     """The products of a transformers model; of a family that is not listed without its attention's.
 
     Of an encoder with a decoder both are counted for the tokens that are read, and the encoder's attention alone.
+
+    Args:
+        model: With its head.
+        learning: Leave out what is frozen.
     """
+
+    def counts(part: nn.Module) -> bool:
+        return not learning or any(value.requires_grad for value in part.parameters())
+
     head = model.base_model_prefix + "."
     token = row = 0
     for name, part in model.named_modules():
-        if not isinstance(part, nn.Linear | Conv1D):
+        if not isinstance(part, nn.Linear | Conv1D) or not counts(part):
             continue
         once = "pooler" in name or (type(model).__name__.endswith(_BY_ROW) and not name.startswith(head))
         row, token = (row + part.weight.numel(), token) if once else (row, token + part.weight.numel())
     try:
-        shape, layers = describe(model), find_encoder(model).layers
+        shape, layers = describe(model), [layer for layer in find_encoder(model).layers if counts(layer)]
     except ObjectiveError:
         return Products(token, row, 0)
     for layer, turns in Counter(layers).items():
         products = (part for part in layer.modules() if isinstance(part, nn.Linear | Conv1D))
         token += (turns - 1) * sum(part.weight.numel() for part in products)
-    return Products(token, row, 2 * shape.attention_width * shape.layers)
+    return Products(token, row, 2 * shape.attention_width * len(layers))

@@ -107,14 +107,14 @@ class StepClock(TrainerCallback):
 
         Returns:
             `samples_per_second`, without measuring and saving; `flops_per_token` (forward and backward, products of
-            linear layers and of attention); `flops_share`, of what one large product reaches on this device (MFU);
-            `padding`, the share of positions that held no token; `peak_bytes`; `seconds` by part.
+            linear layers and of attention, where they learn); `flops_share`, of what one large product reaches on this
+            device (MFU); `padding`, the share of positions that held no token; `peak_bytes`; `seconds` by part.
         """
         took = sum(took for part, took in self.seconds.items() if part != "measuring")
         self._fetch()
         if not self.rows or not took:
             return {}
-        flops = 3 * count_products(model).forward(self.rows, self.tokens, self.pairs)
+        flops = 3 * count_products(model, learning=True).forward(self.rows, self.tokens, self.pairs)
         device = next(model.parameters()).device
         reached = flops / took
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from distill.objectives import Objective
 from distill.tasks import Encoded
 from distill.teacher import Teacher
 from distill.training.failure import Failure
+from distill.training.frozen import GivenStates
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import RowAdamW, total_norm
 from distill.training.rhythm import COMPLETE
@@ -48,11 +50,19 @@ class DistillationModule(nn.Module):
     Args:
         student: A transformers model.
         objective: The losses; its projections are trained along.
+        clock: Told where the time goes.
+        frozen: Passes the teacher's states through the student's frozen layers; None lets these run.
     """
 
-    def __init__(self, student: Any, objective: Objective, clock: StepClock | None = None) -> None:
+    def __init__(
+        self,
+        student: Any,
+        objective: Objective,
+        clock: StepClock | None = None,
+        frozen: GivenStates | None = None,
+    ) -> None:
         super().__init__()
-        self._clock = clock or StepClock()
+        self._clock, self._frozen = clock or StepClock(), frozen
         self.student = student
         self.objective = objective
         self._tapped = TappedModel(student, sorted(objective.student_taps))
@@ -65,7 +75,8 @@ class DistillationModule(nn.Module):
         self, batch: Mapping[str, Tensor], teacher: Features, progress: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """(sum, count) of each term, in fp32 whatever autocast the student runs under."""
-        with self._clock.part("student"):
+        given = self._frozen.given(teacher) if self._frozen else nullcontext()
+        with self._clock.part("student"), given:
             features = self._tapped(batch)
         with self._clock.part("losses"), torch.autocast(batch["attention_mask"].device.type, enabled=False):
             return self.objective({name: value.float() for name, value in features.items()}, teacher, batch, progress)
@@ -126,6 +137,7 @@ class DistillationTrainer(transformers.Trainer):
         vary: From a row and the number of the epoch to the row as it is trained on then; None keeps it.
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
+        frozen: Passes the teacher's states through the student's frozen layers; None lets these run.
         batch_tokens: Tokens of a batch of one process, padding included; 0 takes rows as the arguments say.
         began: How many processes began the run: a batch stays as large as theirs together. 0 means as many as now.
     """
@@ -146,6 +158,7 @@ class DistillationTrainer(transformers.Trainer):
         vary: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None,
         by_rows: nn.Embedding | None = None,
         clock: StepClock | None = None,
+        frozen: GivenStates | None = None,
         batch_tokens: int = 0,
         began: int = 0,
     ) -> None:
@@ -154,7 +167,7 @@ class DistillationTrainer(transformers.Trainer):
         self.teacher = teacher or _NoTeacher()
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
-        module = self._place(DistillationModule(student, objective, self.clock), args)
+        module = self._place(DistillationModule(student, objective, self.clock, frozen), args)
         super().__init__(
             model=module,
             args=args,

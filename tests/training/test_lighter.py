@@ -3,20 +3,14 @@
 import pytest
 import torch
 from transformers import (
-    AlbertConfig,
-    AlbertForSequenceClassification,
-    BartConfig,
-    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
 )
 
 from distill.errors import TrainingError
 from distill.features import TappedModel
 from distill.recipe import TrainingRecipe
-from distill.training.lighter import check_copies, compiled, frozen, lighter, recomputed
+from distill.training.lighter import compiled, lighter, recomputed
 
 TAPS = ["logits", "hidden.0", "hidden.2", "hidden.4", "query.1", "attention.3"]
 
@@ -105,64 +99,3 @@ def test_threads_are_set_within_the_block_alone():
     with lighter(bert(1), TrainingRecipe(threads=before + 1), on_processor=True):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-
-
-def test_frozen_layers_are_the_teachers_and_the_way_back_ends_above_them():
-    model = bert()
-    tapped = TappedModel(model, TAPS)
-    with lighter(model, TrainingRecipe(freeze_layers=2), on_processor=True):
-        model.train()  # as the Trainer does before each step
-        found, _, said = gradients(model, tapped)
-        rows = batch()
-        one, other = tapped(rows), tapped(rows)
-        assert torch.equal(one["hidden.2"], other["hidden.2"])  # nothing is dropped out inside
-        assert not torch.equal(one["hidden.4"], other["hidden.4"])
-        assert not said["hidden.2"].requires_grad
-    assert {name.split(".")[3] for name in found if "encoder.layer" in name} == {"2", "3"}
-    assert not any("embeddings" in name for name in found)
-    assert all(part.training for part in model.modules())
-
-
-def test_what_runs_before_the_frozen_layers_is_frozen_wherever_it_stands():
-    """GPT-2's dropout gives way to a quick one; BART's first norm stands behind its layers."""
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=3, vocab_size=50, n_positions=16))
-    seen = []
-    with lighter(gpt2, TrainingRecipe(freeze_layers=1), on_processor=True):
-        gpt2.train()
-        gpt2.transformer.h[1].register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
-        for _ in range(2):
-            gpt2(torch.arange(8)[None])
-    assert torch.equal(*seen)
-    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    bart = BartForConditionalGeneration(
-        BartConfig(d_model=16, encoder_layers=3, decoder_layers=1, vocab_size=50, max_position_embeddings=16, **sizes)
-    )
-    with frozen(bart, 1):
-        bart.train()
-        assert not bart.model.encoder.layernorm_embedding.weight.requires_grad
-        assert bart.model.encoder.layers[1].fc1.weight.requires_grad
-
-
-@pytest.mark.parametrize("model", [bert(2), AlbertForSequenceClassification(AlbertConfig(
-    vocab_size=50, embedding_size=8, hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=40,
-))])  # fmt: skip
-def test_something_must_learn(model):
-    """ALBERT's layers are one: freezing its first would freeze all."""
-    with (
-        pytest.raises(TrainingError, match=r"`training.freeze_layers` is 2, the student has . layers"),
-        frozen(model, 2),
-    ):
-        pass
-
-
-def test_only_copies_may_be_frozen():
-    teacher, student = bert(6), bert(4, seed=1)
-    with pytest.raises(TrainingError, match="the student's embeddings is no copy"):
-        check_copies(student, teacher, 1)
-    mine, theirs = student.bert, teacher.bert
-    mine.embeddings.load_state_dict(theirs.embeddings.state_dict())
-    for number, source in enumerate((0, 2)):
-        mine.encoder.layer[number].load_state_dict(theirs.encoder.layer[source].state_dict())
-    check_copies(student, teacher, 1)
-    with pytest.raises(TrainingError, match="the student's layer 2 is no copy"):
-        check_copies(student, teacher, 2)
