@@ -26,7 +26,7 @@ from distill.machine import describe_machine
 
 TRAINING = {"epochs": 5, "freeze_embeddings": True}
 MOBILE_TRAINING = {"epochs": 6, "learning_rate": 2e-4}  # every part of it was fitted, and is to learn
-MOBILE = {"card": "bottleneck-6"}
+MOBILE = "bottleneck-6"
 """MobileBERT's thin layers, fitted to the teacher: below 8 MB with every piece of the vocabulary."""
 
 
@@ -42,7 +42,7 @@ def recipe_of(options: argparse.Namespace, seed: int) -> Recipe:
             "output": str(options.output / f"seed-{seed}"),
             "seed": seed,
             "teacher": {"checkpoint": str(options.teacher)} if options.teacher else made,
-            "student": MOBILE if options.mobile else {"card": "layers-4"},
+            "student": {"card": options.card or (MOBILE if options.mobile else "layers-4")},
             "data": {
                 "train": str(data / "train.csv"),
                 "test": str(data / "dev.csv"),
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher, rather than one made here for each seed")
     parser.add_argument("--mobile", action="store_true", help="a student below 8 MB")
+    parser.add_argument("--card", default="", help="of another student; --mobile says how it is trained")
     parser.add_argument(
         "--more-texts", action="store_true", help="the demonstration's texts too, labelled by the teacher"
     )

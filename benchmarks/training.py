@@ -5,8 +5,9 @@
 
 A 4-layer student learns from the logits and hidden states of a fine-tuned 6-layer teacher on SST-2: batches of 32, 3
 epochs. Every engine gets the same rows, token ids, teacher, starting student, objective, rate, warm-up and clipping;
-`training_peers.py` says what is used of each. `--shape base` is a 12-layer teacher of random weights, 768 wide, a
-6-layer student, and rows of 128 tokens (sentences end to end): speed alone.
+`training_peers.py` says what is used of each. `frozen-2` and `frozen-3` are ours with the first layers left as the
+teacher's (`training.freeze_layers`): less work, whose accuracy is to be looked at. `--shape base` is a 12-layer teacher
+of random weights, 768 wide, a 6-layer student, and rows of 128 tokens (sentences end to end): speed alone.
 
 Speed is taken in blocks: every engine waits in a process of its own, and they take turns, `--steps` batches each; our
 labelling makes one whole shard of the cache a block. A rate is all rows over all seconds. Ours labels once and then
@@ -40,7 +41,13 @@ from typing import Any
 from training_peers import PEERS, VERSIONS, fetch, setting
 
 HERE = Path(__file__)
-ENGINES = ("distill", *PEERS)
+OURS: dict[str, dict[str, dict[str, Any]]] = {
+    "distill": {},
+    "frozen-2": {"student": {"inherit_layers": [1, 2, 4, 6]}, "training": {"freeze_layers": 2}},
+    "frozen-3": {"student": {"inherit_layers": [1, 2, 3, 6]}, "training": {"freeze_layers": 3}},
+}
+"""What our recipe says beside the usual: the same work, and students of which so many layers stay the teacher's."""
+ENGINES = (*OURS, *PEERS)
 LENGTHS = {"reference": 64, "base": 128}
 STUDENT = {"reference": {"layers": 4}, "base": {"layers": 6, "init": "copy"}}
 RATES = ("samples_per_second", "samples_per_cpu_second")
@@ -86,7 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="also whole runs with these")
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--engines", nargs="+", default=["distill", *PEERS], choices=ENGINES)
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="key=value for our recipe")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -147,7 +154,7 @@ def start(options: argparse.Namespace, engine: str, seed: int, *, whole: bool) -
 
 def compare(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Blocks of every engine, in turns; each engine's first block, which warms it up, does not count."""
-    names = [*(["label"] if "distill" in options.engines else []), *options.engines]
+    names = [*(["label"] if OURS.keys() & set(options.engines) else []), *options.engines]
     workers = {name: start(options, name, 0, whole=False) for name in names}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     try:
@@ -177,26 +184,25 @@ def speeds(blocks: Mapping[str, list[dict[str, float]]], epochs: int) -> dict[st
         if told[0]["peak_flops"]:
             found[name]["mfu"] = flops / seconds / max(block["peak_flops"] for block in told)
             found[name]["peak_bytes"] = max(block["peak_bytes"] for block in told)
-    if "distill" in found:
-        found["whole run"] = {key: epochs / (1 / found["label"][key] + epochs / found["distill"][key]) for key in RATES}
-        for name in found.keys() & PEERS.keys():
-            for key in RATES:
-                found[name][f"ours_times_{key}"] = found["whole run"][key] / found[name][key]
+    for ours in [name for name in OURS if name in found]:
+        whole = {key: epochs / (1 / found["label"][key] + epochs / found[ours][key]) for key in RATES}
+        times = {
+            f"times_{name}_{key}": whole[key] / found[name][key] for name in PEERS if name in found for key in RATES
+        }
+        found[f"{ours}, whole run"] = {**whole, **times}
     return found
 
 
 def speed_table(found: Mapping[str, Mapping[str, float]]) -> str:
     """Samples a second, by the clock and by CPU time, and times as fast as the others, as Markdown."""
-    lines = ["| engine | samples/s | samples per CPU second | ours is faster by | MFU | memory |"]
-    lines += ["|---|---:|---:|---:|---:|---:|"]
-    titles = {"label": "distill, labelling", "distill": "distill, training", "whole run": "distill, whole run"}
+    peers = [name for name in PEERS if name in found]
+    heads = ["samples/s", "samples per CPU second", *(f"times {name}" for name in peers), "MFU", "memory"]
+    lines = [f"| engine | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for name, rates in found.items():
-        cells = [
-            titles.get(name, name),
-            *(f"{rates[key]:.1f}" for key in ("samples_per_second", "samples_per_cpu_second")),
-        ]
-        times = [rates.get(f"ours_times_{key}") for key in ("samples_per_second", "samples_per_cpu_second")]
-        cells.append(f"{times[0]:.2f}x ({times[1]:.2f}x by CPU time)" if times[0] and times[1] else "")
+        cells = [name, *(f"{rates[key]:.1f}" for key in RATES)]
+        for peer in peers:
+            times = [rates.get(f"times_{peer}_{key}") for key in RATES]
+            cells.append(f"{times[0]:.2f} ({times[1]:.2f} by CPU time)" if times[0] and times[1] else "")
         cells += [f"{rates['mfu']:.1%}", f"{rates['peak_bytes'] / 1e9:.2f} GB"] if "mfu" in rates else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -274,20 +280,26 @@ class Gated:
 def recipe_of(options: argparse.Namespace, name: str) -> Any:
     from distill import Recipe
 
+    ours = OURS.get(options.worker, {})
     recipe = Recipe.parse(
         {
             "name": "training",
             "output": str((options.output / name).resolve()),
             "seed": options.seed,
             "teacher": {"checkpoint": str(options.teacher.resolve())},
-            "student": STUDENT[options.shape],
+            "student": STUDENT[options.shape] | ours.get("student", {}),
             "data": {
                 "train": str((options.rows / "train.csv").resolve()),
                 "test": str((options.rows / "dev.csv").resolve()),
                 "max_length": LENGTHS[options.shape],
             },
             "objective": {"preset": "logits+hidden"},
-            "training": {"epochs": options.epochs, "batch_size": options.batch, "baseline": False},
+            "training": {
+                "epochs": options.epochs,
+                "batch_size": options.batch,
+                "baseline": False,
+                **ours.get("training", {}),
+            },
         }
     )
     if not options.overrides:
@@ -309,7 +321,7 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     kind = "whole" if options.whole else "blocks"
     recipe = recipe_of(options, f"{kind}-{options.worker}-{options.seed}")
-    if options.whole and options.worker == "distill":
+    if options.whole and options.worker in OURS:
         whole_run(recipe, options)
         return
     run = Run(recipe, Ledger(recipe.folder), SILENT)
@@ -317,7 +329,7 @@ def work(options: argparse.Namespace) -> None:
     gate = None if options.whole else Gate(options.steps, torch.device(options.device), cost_of(run, options.worker))
     if options.worker == "label":
         label_blocks(run, gate)
-    elif options.worker == "distill":
+    elif options.worker in OURS:
         train_blocks(run, gate)
     else:
         torch.manual_seed(options.seed)
@@ -333,7 +345,7 @@ def cost_of(run: Any, worker: str) -> Callable[[Any], int]:
     """The operations of a batch: of the teacher forward, of the student forward and back, or of both."""
     from distill.training.products import count_products
 
-    parts = [(run.teacher.model, 1)] if worker != "distill" else []
+    parts = [(run.teacher.model, 1)] if worker not in OURS else []
     parts += [(run.student.model, 3)] if worker != "label" else []
     counted = [(count_products(model), times) for model, times in parts]
 
