@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +72,12 @@ def join(first: Checkpoint, other: Checkpoint, label_map: Mapping[str, str]) -> 
             where=other.source,
             fix="Teachers of one ensemble must share a tokenizer: leave it out of teacher.ensemble.",
         )
+    elif _reading(other.tokenizer) != _reading(first.tokenizer):
+        raise TeacherError(
+            f"its tokenizer has the tokens of {first.source} and splits texts otherwise",
+            where=other.source,
+            fix="Teachers of one ensemble must share a tokenizer: leave it out of teacher.ensemble.",
+        )
     if len(other.labels) != len(first.labels):
         raise TeacherError(
             f"its labels are {_few(other.labels)}; those of {first.source} are {_few(first.labels)}",
@@ -80,6 +88,12 @@ def join(first: Checkpoint, other: Checkpoint, label_map: Mapping[str, str]) -> 
     known = given or numbered(other.labels, first.labels)
     order = match_labels(other.labels, first.labels, known, where=other.source, ordered=True)
     rename_labels(other, first.labels, order)
+
+
+def _reading(tokenizer: Any) -> list[Any]:
+    """How a tokenizer comes from a text to its pieces, and what it puts around them."""
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    return [said.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor")]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -26,7 +26,6 @@ from distill.tasks import Encoded, Task
 from distill.teacher import Checkpoint, Teacher, check_floor, check_length, load_checkpoint, use_bf16
 from distill.training.fake_int8 import compute_in_floats, compute_in_int8
 from distill.training.fit import fit, steps_an_epoch
-from distill.training.frozen import check_copies
 from distill.training.lighter import threads
 from distill.training.on_policy import OnPolicy
 from distill.training.step_clock import StepClock, speed_lines
@@ -86,7 +85,7 @@ def _finetune(run: Run) -> list[dict[str, Any]]:
 
     def work() -> dict[str, Any]:
         transformers.set_seed(run.recipe.seed)
-        start = load_checkpoint(run.start, run.task, labels=labels)
+        start = load_checkpoint(run.start, run.task, revision=run.revision, labels=labels)
         check_length(start, run.recipe.data.max_length)
         encoded = run.encode(start, run.splits.train)
         return _fit(run, start, hard_labels(start, run.task), None, encoded, settings, "finetune", final)
@@ -134,8 +133,6 @@ def train(run: Run) -> dict[str, Any]:
         student = run.new_student()
         checkpoint = run.checkpoint_of(student)
         run.task.keep(checkpoint.model, run.teacher.model, objective)
-        if run.recipe.training.freeze_layers:
-            check_copies(checkpoint.model, run.teacher.model, run.recipe.training.freeze_layers)
         run.progress.table(f"Student {run.recipe.student.card}", list(TABLE_COLUMNS), student.rows())
         for remark in student.remarks:
             run.progress.say(remark)

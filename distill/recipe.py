@@ -238,7 +238,8 @@ class TrainingRecipe(_Section):
         0,
         ge=0,
         description="So many first layers, and the embeddings, stay the teacher's: they must be exact copies of its "
-        "first ones. What they say is read from the teacher's answers, so that a step runs the layers above alone.",
+        "first ones. What they say is read from the teacher's answers, so that a step runs the layers above alone. Of "
+        "CLIP's two encoders it means the text's.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Layers are computed again on the way back: less memory, slower steps."

@@ -58,7 +58,7 @@ from distill.teacher import (
     use_bf16,
 )
 from distill.training.fit import tensor_collate
-from distill.training.frozen import states_read
+from distill.training.frozen import states_passed
 from distill.training.sharding import sharded_copy
 
 LARGE_VOCABULARY, FEW_TOKENS = 4096, 64
@@ -94,6 +94,7 @@ class Run:
         self.folder = recipe.folder
         self.work = self.folder / "work"
         self._said: dict[str, Array] = {}
+        self._passed: dict[frozenset[str], frozenset[str]] = {}
         self._cut: set[str] = set()
 
     @cached_property
@@ -498,10 +499,19 @@ class Run:
 
         Within a budget of bytes the second is not kept for its own sake: a teacher that ran along would cost more.
         """
-        states = states_read(self.recipe.training, objective.student_taps)
+        states = self._states_passed(objective.student_taps)
         if self.recipe.cache.max_bytes and not states <= objective.teacher_taps:
             return objective.teacher_taps
         return objective.teacher_taps | states
+
+    def _states_passed(self, student_taps: frozenset[str]) -> frozenset[str]:
+        settings, student, teacher = self.recipe.training, self.student.model, self.teacher.model
+        if settings.freeze_layers and student_taps not in self._passed:
+            with placed([teacher], torch.device("cpu")):
+                self._passed[student_taps] = states_passed(
+                    student, teacher, settings, student_taps, self.some_batches()[0]
+                )
+        return self._passed.get(student_taps, frozenset())
 
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""

@@ -75,6 +75,13 @@ def test_another_tokenizer_is_refused() -> None:
         join(checkpoint(0, ["no", "yes"]), other, {})
 
 
+def test_a_tokenizer_with_the_same_tokens_that_splits_otherwise_is_refused() -> None:
+    other = checkpoint(1, ["no", "yes"])
+    other = replace(other, tokenizer=BertTokenizer(vocab=other.tokenizer.get_vocab(), do_lower_case=False))
+    with pytest.raises(TeacherError, match="has the tokens of teacher-0 and splits texts otherwise"):
+        join(checkpoint(0, ["no", "yes"]), other, {})
+
+
 def test_readers_of_images_must_do_the_same() -> None:
     models = [checkpoint(seed, ["a", "b"]) for seed in (0, 1, 2)]
     config = {"size": {"height": 4, "width": 4}}

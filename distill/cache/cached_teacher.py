@@ -254,9 +254,11 @@ def _usable(
     damaged = [number for number, record in enumerate(records) if record and not intact(folder, number, record)]
     for number in damaged:
         records[number] = None
+    fits = None not in records or index["taps"] == list(taps)
     if damaged:
-        progress.say(f"teacher cache: {len(damaged)} of {len(records)} shards are damaged and are made anew")
-    return None if None in records and index["taps"] != list(taps) else index
+        what = "are made anew" if fits else "hold more than is read now: all are made anew"
+        progress.say(f"teacher cache: {len(damaged)} of {len(records)} shards are damaged and {what}")
+    return index if fits else None
 
 
 def _serves(index: Mapping[str, Any], wanted: Mapping[str, Any], taps: Sequence[str]) -> bool:

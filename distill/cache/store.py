@@ -36,9 +36,7 @@ def pull(store: str, folder: Path, key: CacheKey) -> int:
     """
     with _reached(store), full_disk_is_an_error(folder):
         system, home = _home(store, key)
-        if not system.exists(f"{home}/{INDEX}"):
-            return 0
-        index = json.loads(system.cat_file(f"{home}/{INDEX}"))
+        index = _index(system, home)
         if index.get("format") != FORMAT or index.get("key") != made_from(key):
             return 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +48,12 @@ def pull(store: str, folder: Path, key: CacheKey) -> int:
             if record is None or intact(folder, number, record):
                 continue
             beside = path.with_name(path.name + ".writing")
-            with system.open(f"{home}/{path.name}", "rb") as source, beside.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+            try:
+                with system.open(f"{home}/{path.name}", "rb") as source, beside.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            except FileNotFoundError:  # it has expired there
+                index["shards"][number] = None
+                continue
             if sha256_file(beside) == record["sha256"]:
                 beside.replace(path)
                 fetched += 1
@@ -80,9 +82,7 @@ def push(store: str, folder: Path, key: CacheKey) -> int:
     with _reached(store):
         system, home = _home(store, key)
         index: dict[str, Any] = read_index(folder) or {"shards": []}
-        known: dict[str, Any] = {"shards": []}
-        if system.exists(f"{home}/{INDEX}"):
-            known = json.loads(system.cat_file(f"{home}/{INDEX}"))
+        known = {"shards": [], **_index(system, home)}
         sent = 0
         for number, record in enumerate(index["shards"]):
             name = shard_path(folder, number).name
@@ -99,6 +99,14 @@ def push(store: str, folder: Path, key: CacheKey) -> int:
 def _home(store: str, key: CacheKey) -> tuple[Any, str]:
     system, path = fsspec.core.url_to_fs(store)
     return system, f"{path.rstrip('/')}/{key.digest[:32]}"
+
+
+def _index(system: Any, home: str) -> dict[str, Any]:
+    """The index that is there; empty where there is none."""
+    if not system.exists(f"{home}/{INDEX}"):
+        return {}
+    found = json.loads(system.cat_file(f"{home}/{INDEX}"))
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the teacher's answers, from the cache where there is one, and a step runs the la
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,7 @@ def frozen(student: Any, layers: int) -> Iterator[None]:
             where="training",
             fix=f"Set it to {most}{' or less' if most else ''}: something must learn.",
         )
-    parts = [*below(student), *encoder.layers[:layers]]
+    parts = list(dict.fromkeys([*below(student), *encoder.layers[:layers]]))  # shared ones once
     for part in parts:
         part.requires_grad_(False)
         part.eval()
@@ -73,13 +74,14 @@ def below(student: Any) -> list[Any]:
             return found
 
 
-def check_copies(student: Any, teacher: Any, layers: int) -> None:
-    """Refuses to freeze what is not the teacher's own.
+def check_copies(student: Any, teacher: Any, layers: int, batch: Mapping[str, Tensor]) -> None:
+    """Refuses to freeze what is not the teacher's own: other weights, or the same ones that say something else.
 
     Args:
         student: Before its first step.
         teacher: The model that it was made from.
         layers: How many of its first layers are to be frozen, with all that runs before them.
+        batch: Any, on the CPU as both models.
 
     Raises:
         TrainingError: One of them differs from the teacher's of the same number.
@@ -90,12 +92,22 @@ def check_copies(student: Any, teacher: Any, layers: int) -> None:
     for name, one, other in pairs:
         ours, its = one.state_dict(), other.state_dict()
         if ours.keys() != its.keys() or any(not torch.equal(ours[key], its[key]) for key in ours):
-            raise TrainingError(
-                f"`training.freeze_layers` is {layers}, and the student's {name} is no copy of the teacher's",
-                where="training",
-                fix='Set it to 0, or let the student begin with the teacher\'s first layers: inherit_layers = "first", '
-                'vocabulary = "full".',
-            )
+            raise _no_copy(f"{name} is no copy of the teacher's", layers)
+    said = []
+    for model in (student, teacher):
+        with resting(model), torch.no_grad(), record(model, [f"hidden.{layers}"]) as tapped:
+            said.append(tapped(batch)[f"hidden.{layers}"])
+    if not torch.allclose(said[0], said[1], rtol=1e-4, atol=1e-5):  # another activation, other heads
+        raise _no_copy(f"layer {layers} has the teacher's weights and says something else", layers)
+
+
+def _no_copy(what: str, layers: int) -> TrainingError:
+    return TrainingError(
+        f"`training.freeze_layers` is {layers}, and the student's {what}",
+        where="training",
+        fix='Set it to 0, or let the student begin with the teacher\'s first layers: inherit_layers = "first", '
+        'vocabulary = "full", of the teacher\'s shape.',
+    )
 
 
 def states_read(settings: TrainingRecipe, student_taps: Iterable[str]) -> frozenset[str]:
@@ -156,7 +168,7 @@ class GivenStates:
         try:
             yield
         finally:
-            for layer in self._layers:
+            for layer in dict.fromkeys(self._layers):
                 del layer.forward
 
     def _forward(self, number: int, compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,7 +201,7 @@ def states_given(
         batch: Any, on the student's device.
     """
     states = states_read(settings, student_taps)
-    if not states:
+    if not states or find_encoder(student).family is None:  # which may cut or pad what its layers see
         yield None
         return
     given = GivenStates(student, settings.freeze_layers, states)
@@ -202,15 +214,43 @@ def _same(student: Any, given: GivenStates, taps: Sequence[str], batch: Mapping[
 
     And whether they will go on to say it: DeBERTa's read relative embeddings that learn with the layers above.
     """
-    training = student.training
-    student.eval()
+    with resting(student), record(student, taps) as tapped:
+        computed = tapped(batch)
+        if not given.alone or any(computed[tap].requires_grad for tap in given.taps):
+            return False
+        with given.given(computed), torch.no_grad():
+            passed = tapped(batch)
+    return all(torch.allclose(passed[tap], computed[tap], rtol=1e-4, atol=1e-5) for tap in taps)
+
+
+@contextmanager
+def resting(model: Any) -> Iterator[None]:
+    """Within the block the model drops nothing out; then it is in the mode that it was in."""
+    training = model.training
+    model.eval()
     try:
-        with record(student, taps) as tapped:
-            computed = tapped(batch)
-            if not given.alone or any(computed[tap].requires_grad for tap in given.taps):
-                return False
-            with given.given(computed), torch.no_grad():
-                passed = tapped(batch)
-        return all(torch.allclose(passed[tap], computed[tap], rtol=1e-4, atol=1e-5) for tap in taps)
+        yield
     finally:
-        student.train(training)
+        model.train(training)
+
+
+def states_passed(
+    student: Any, teacher: Any, settings: TrainingRecipe, student_taps: Iterable[str], batch: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """`states_read`, where this student passes such states on; empty where its frozen layers run all the same.
+
+    Args:
+        student: Before its first step, on the CPU; it stays as it is.
+        teacher: The model that it was made from.
+        settings: Of the recipe.
+        student_taps: What the objective reads of the student.
+        batch: Any.
+
+    Raises:
+        TrainingError: The layers cannot be frozen.
+    """
+    tried = copy.deepcopy(student)
+    with frozen(tried, settings.freeze_layers):
+        check_copies(tried, teacher, settings.freeze_layers, batch)
+        with states_given(tried, settings, student_taps, batch) as given:
+            return given.taps if given else frozenset()

@@ -28,6 +28,7 @@ def lighter(student: Any, settings: TrainingRecipe, *, on_processor: bool) -> It
         TrainingError: Layers are computed again, or frozen, that this model does not have so.
     """
     with ExitStack() as stack:
+        stack.enter_context(all_layers(student))
         if settings.threads and on_processor:
             stack.enter_context(threads(settings.threads))
         if settings.freeze_embeddings:
@@ -55,6 +56,22 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def all_layers(student: Any) -> Iterator[None]:
+    """Within the block every layer runs: BART and its kin can leave some out at random (LayerDrop, 1909.11556).
+
+    A small student has none to spare, and a layer that did not run has no states to learn from.
+    """
+    dropped = [(part, part.layerdrop) for part in student.modules() if getattr(part, "layerdrop", 0.0)]
+    for part, _ in dropped:
+        part.layerdrop = 0.0
+    try:
+        yield
+    finally:
+        for part, share in dropped:
+            part.layerdrop = share
+
+
+@contextmanager
 def recomputed(student: Any) -> Iterator[None]:
     """Within the block a layer keeps its input alone and is computed again on the way back (1604.06174).
 
@@ -71,6 +88,7 @@ def recomputed(student: Any) -> Iterator[None]:
             fix="Set training.gradient_checkpointing = false.",
         )
     student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    student.disable_input_require_grads()  # switched on for adapters, and a way back through what is frozen
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from distill.cache.cached_teacher import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.errors import CacheError, OutputError, TeacherError
+from distill.progress import SILENT
 
 TAPS = ("logits", "hidden.0", "hidden.2", "query.1", "scores.2")
 LAYERS, WIDTH, HEADS = 2, 32, 4
@@ -339,6 +340,18 @@ def test_a_damaged_shard_is_noticed_and_made_anew_alone(build, damage):
     assert live.calls == 2
     assert bytes_of(folder) == whole
     assert (folder / "shard-00000.safetensors").stat().st_mtime_ns == untouched
+
+
+def test_a_damaged_cache_of_more_than_is_read_is_made_anew_as_a_whole(build, monkeypatch):
+    folder = build(BertTeacher()).folder
+    (folder / "shard-00002.safetensors").write_bytes(b"no shard")
+    said = []
+    monkeypatch.setattr(SILENT, "say", said.append, raising=False)
+    fewer = BertTeacher(["logits"])
+    cached = build(fewer)
+    count = len(cached._shards)
+    assert said == [f"teacher cache: 1 of {count} shards are damaged and hold more than is read now: all are made anew"]
+    assert fewer.calls == 2 * count
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])

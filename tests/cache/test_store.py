@@ -71,6 +71,26 @@ def test_a_shard_that_is_damaged_there_is_made_anew_here(rows, tmp_path):
     assert not list((tmp_path / "other").glob("*.writing"))
 
 
+def test_a_shard_that_has_expired_there_is_made_anew_here_and_sent_again(rows, tmp_path):
+    label(rows, tmp_path / "one")
+    system = fsspec.filesystem("memory")
+    path = next(path for path in system.find("/caches") if path.endswith("shard-00001.safetensors"))
+    whole = system.cat_file(path)
+    system.rm(path)
+    assert label(rows, tmp_path / "other") == 1024
+    assert system.cat_file(path) == whole
+
+
+def test_an_index_there_that_is_none_is_written_anew(rows, tmp_path):
+    label(rows, tmp_path / "one")
+    system = fsspec.filesystem("memory")
+    path = next(path for path in system.find("/caches") if path.endswith(INDEX))
+    whole = system.cat_file(path)
+    system.pipe_file(path, b"[]")
+    label(rows, tmp_path / "other")
+    assert system.cat_file(path) == whole
+
+
 def test_a_store_that_cannot_be_reached_is_named(rows, tmp_path):
     with pytest.raises(CacheError, match=r"nosuch://bucket: cannot be used .*nosuch.* Look at `cache.store`"):
         label(rows, tmp_path / "one", "nosuch://bucket")

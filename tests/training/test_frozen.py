@@ -12,9 +12,10 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    LongformerConfig,
+    LongformerForSequenceClassification,
 )
 
-from distill import run
 from distill.encoders import find_encoder
 from distill.errors import TrainingError
 from distill.features import TappedModel
@@ -79,14 +80,74 @@ def test_something_must_learn(model):
 def test_only_copies_may_be_frozen():
     teacher, student = bert(6), bert(4, seed=1)
     with pytest.raises(TrainingError, match="the student's embeddings is no copy"):
-        check_copies(student, teacher, 1)
+        check_copies(student, teacher, 1, batch())
     mine, theirs = student.bert, teacher.bert
     mine.embeddings.load_state_dict(theirs.embeddings.state_dict())
     for number, source in enumerate((0, 2)):
         mine.encoder.layer[number].load_state_dict(theirs.encoder.layer[source].state_dict())
-    check_copies(student, teacher, 1)
+    check_copies(student, teacher, 1, batch())
+    assert student.training
     with pytest.raises(TrainingError, match="the student's layer 2 is no copy"):
-        check_copies(student, teacher, 2)
+        check_copies(student, teacher, 2, batch())
+    mine.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.ReLU()
+    with pytest.raises(TrainingError, match="layer 1 has the teacher's weights and says something else"):
+        check_copies(student, teacher, 1, batch())
+
+
+def test_groups_of_shared_layers_are_frozen_once_and_freed_once():
+    config = AlbertConfig(
+        vocab_size=50, embedding_size=8, hidden_size=16, num_attention_heads=2, num_hidden_layers=4,
+        intermediate_size=40, num_hidden_groups=2,
+    )  # fmt: skip
+    model = AlbertForSequenceClassification(config).train()
+    settings = TrainingRecipe(freeze_layers=2)
+    with frozen(model, 2), states_given(model, settings, {"logits"}, batch()) as given:
+        assert given is not None
+        with torch.no_grad(), given.given({"hidden.2": torch.zeros(3, 9, 16)}):
+            model(**batch())
+    assert all(part.training for part in model.modules())
+
+
+def test_layers_that_are_computed_again_are_frozen_all_the_same():
+    """transformers makes embeddings ask for a gradient where it computes layers again."""
+    model, settings = bert(dropout=0.0), TrainingRecipe(freeze_layers=2, gradient_checkpointing=True)
+    with (
+        lighter(model, settings, on_processor=True),
+        states_given(model, settings, {"logits"}, batch()) as given,
+    ):
+        assert given is not None
+        model(**batch()).logits.sum().backward()
+    learnt = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert {name.split(".")[3] for name in learnt if "encoder.layer" in name} == {"2", "3"}
+    assert not model.bert.embeddings(input_ids=batch()["input_ids"]).requires_grad
+
+
+def test_no_layer_is_left_out_while_a_student_learns():
+    """LayerDrop would give the layers above what an earlier one was given, and objectives nothing to read."""
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = BartConfig(
+        d_model=16, encoder_layers=3, decoder_layers=1, vocab_size=50, max_position_embeddings=16,
+        encoder_layerdrop=0.9, decoder_layerdrop=0.9, **sizes,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config).train()
+    ran = []
+    for layer in [*model.model.encoder.layers, *model.model.decoder.layers]:
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    with lighter(model, TrainingRecipe(), on_processor=True):
+        model(input_ids=batch()["input_ids"], decoder_input_ids=batch()["input_ids"])
+    assert len(ran) == 4
+    assert (model.model.encoder.layerdrop, model.model.decoder.layerdrop) == (0.9, 0.9)
+
+
+def test_a_family_without_an_entry_runs_its_layers():
+    """Longformer pads a text to whole windows inside, and gives its states without them."""
+    config = LongformerConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        attention_window=8, max_position_embeddings=40, pad_token_id=1,
+    )  # fmt: skip
+    model = LongformerForSequenceClassification(config)
+    with frozen(model, 1), states_given(model, TrainingRecipe(freeze_layers=1), {"logits"}, batch(11)) as given:
+        assert given is None
 
 
 READ = {"logits", "hidden.0", "hidden.1", "hidden.3"}
@@ -179,7 +240,6 @@ def test_a_run_reads_states_from_its_cache_and_ends_where_one_that_computes_them
     assert taps == ["hidden.1", "logits"]
     again, taps, limited = trained("limited", max_bytes=100_000)  # logits fit, states are not kept for their own sake
     assert taps == ["logits"]
-    monkeypatch.setattr(run, "states_read", lambda *_: frozenset())
     monkeypatch.setattr(frozen_module, "states_read", lambda *_: frozenset())
     computed, taps, plain = trained("computed")
     assert taps == ["logits"]
