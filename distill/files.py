@@ -28,6 +28,15 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def json_lines(path: Path) -> list[Any]:
+    """The values of a JSON Lines file: a line ends at a newline, and at none of the signs that `splitlines` knows.
+
+    Raises:
+        ValueError: A line is no JSON, or no UTF-8.
+    """
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def utf8_lines(file: Iterable[bytes], where: str) -> Iterator[str]:
     """Lines as text, a byte order mark before the first left out.
 

@@ -19,7 +19,7 @@ from distill.bench.driver import Worker
 from distill.bench.harness import rota, shares
 from distill.bench.results import Shape, summarise
 from distill.bench.targets import find_targets, short_names
-from distill.bench.worker import random_batch
+from distill.bench.worker import prepare_onnx, random_batch
 from distill.errors import BundleError, DistillError, MissingExtraError
 
 TYPES = {"input_ids": TensorProto.INT64, "attention_mask": TensorProto.INT64, "token_type_ids": TensorProto.INT64}
@@ -145,6 +145,16 @@ def test_percentiles_are_numpys_of_all_calls():
     assert cell.tokens_per_second == pytest.approx(16 * 4 * 1000 / cell.p50)
     assert cell.fastest == everything.min()
     assert cell.calls == 20
+
+
+def test_ids_are_drawn_from_the_vocabulary_that_a_file_names(tmp_path: Path):
+    """A table in blocks of 4 bits answers ids behind its end, so that asking tells nothing."""
+    path = write_graph(tmp_path / "model.onnx")
+    assert prepare_onnx(path, 1)().count_ids() == 50
+    model = onnx.load(path)
+    helper.set_model_props(model, {"distill.vocabulary": "40"})
+    onnx.save(model, path)
+    assert prepare_onnx(path, 1)().count_ids() == 40
 
 
 def test_the_quartiles_of_the_ratio_are_taken_round_by_round():

@@ -6,7 +6,6 @@ gets a folder with the model and `test_data_set_0/input_N.pb`, which is where it
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from distill.errors import BundleError, MissingExtraError, needs_extra
+from distill.files import json_lines
 from distill.progress import SILENT, Progress
 
 PLACE = "/data/local/tmp/distill-bench"
@@ -149,8 +149,7 @@ def write_inputs(bundle: Path, model: Path, folder: Path, *, length: int, batch:
         from onnx import load, numpy_helper
     except ModuleNotFoundError as error:
         raise needs_extra("train", error.name or "onnx") from error
-    lines = (bundle / "golden.jsonl").read_text(encoding="utf-8").splitlines()
-    tokens = [token for line in lines for token in json.loads(line)["ids"]]
+    tokens = [token for line in json_lines(bundle / "golden.jsonl") for token in line["ids"]]
     if not tokens:
         raise BundleError("its golden texts have no tokens", where=str(bundle), fix="Export the bundle again.")
     values: dict[str, Any] = {

@@ -87,8 +87,8 @@ def _fill(folder: Path, contents: Contents) -> None:
         for file, new in renamed(source, folder / name):
             shutil.copyfile(file, new)
     if contents.ort:
-        arm = open_graph(folder / QUANTIZED).metadata.get("distill.target") == "arm64"
-        write_ort_files(files_of(folder / QUANTIZED), folder / "onnx", arm=arm)
+        x86 = open_graph(folder / QUANTIZED).metadata.get("distill.target", "").startswith("x86")
+        write_ort_files(files_of(folder / QUANTIZED), folder / "onnx", x86=x86)
     reads = HEADS[contents.task].reads
     needed = ["config.json", *(TOKENIZER_FILES[:2] if "text" in reads else ()), *([CONFIG] if "image" in reads else ())]
     for name in dict.fromkeys((*needed, WRITING, *TOKENIZER_FILES)):

@@ -220,7 +220,9 @@ def _table(metrics: Mapping[str, Any], weights: str) -> str:
 
 def _before(manifest: Mapping[str, Any]) -> str:
     """How the words that stand before every text come into those that other clients read."""
-    return f" from each text with {json.dumps(manifest['prefix'])} put before it" if manifest.get("prefix") else ""
+    return (
+        f" from each text with {_plain(json.dumps(manifest['prefix']))} put before it" if manifest.get("prefix") else ""
+    )
 
 
 def _needs(manifest: Mapping[str, Any], sums: Sums) -> str:

@@ -41,7 +41,7 @@ class OrtFile:
     operators: tuple[str, ...]
 
 
-def write_ort(onnx_path: str | Path, folder: str | Path, *, arm: bool = True) -> OrtFile:
+def write_ort(onnx_path: str | Path, folder: str | Path, *, x86: bool = False) -> OrtFile:
     """Writes `NAME.ort` and `required_operators.config` for an ONNX file, and opens what was written.
 
     The graph is optimised on this machine, once and for all: what ONNX Runtime would do to it on loading is done.
@@ -49,25 +49,25 @@ def write_ort(onnx_path: str | Path, folder: str | Path, *, arm: bool = True) ->
     Args:
         onnx_path: An exported file, of whatever precision.
         folder: Where the two files go.
-        arm: Whether it is made for Arm processors; for others, optimisations that only x86 has are let in.
+        x86: Whether it is made for x86 alone: optimisations that no other processor, and no browser, has are let in.
 
     Raises:
         ExportError: ONNX Runtime cannot convert the file.
     """
-    return write_ort_files([onnx_path], folder, arm=arm)[0]
+    return write_ort_files([onnx_path], folder, x86=x86)[0]
 
 
-def write_ort_files(onnx_paths: Sequence[str | Path], folder: str | Path, *, arm: bool = True) -> list[OrtFile]:
+def write_ort_files(onnx_paths: Sequence[str | Path], folder: str | Path, *, x86: bool = False) -> list[OrtFile]:
     """`write_ort` of files that ship together, such as an encoder and its decoder: one list of operators for all.
 
     Args:
         onnx_paths: As there.
         folder: As there.
-        arm: As there.
+        x86: As there.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    made = [_convert(Path(path), target, arm) for path in onnx_paths]
+    made = [_convert(Path(path), target, x86) for path in onnx_paths]
     needed: dict[str, set[str]] = {}
     for _, lines in made:
         for line in lines:
@@ -78,7 +78,7 @@ def write_ort_files(onnx_paths: Sequence[str | Path], folder: str | Path, *, arm
     return [OrtFile(path, path.stat().st_size, target / CONFIG, operators) for path, _ in made]
 
 
-def _convert(source: Path, target: Path, arm: bool) -> tuple[Path, list[str]]:
+def _convert(source: Path, target: Path, x86: bool) -> tuple[Path, list[str]]:
     """The .ort file in `target`, and its operators as the tool lists them: `domain;opset;names`."""
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
@@ -88,7 +88,7 @@ def _convert(source: Path, target: Path, arm: bool) -> tuple[Path, list[str]]:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)  # the tool leaves the file it has read open
                 convert_onnx_models_to_ort(
-                    source, Path(made), [OptimizationStyle.Fixed], target_platform="arm" if arm else "amd64"
+                    source, Path(made), [OptimizationStyle.Fixed], target_platform="amd64" if x86 else "arm"
                 )
         except Exception as error:  # the tool raises whatever the runtime does
             raise ExportError(

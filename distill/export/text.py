@@ -18,7 +18,7 @@ from distill.export.sessions import open_session
 from distill.export.single_file import metadata_of, refuse_external_data
 from distill.export.strings import odd_strings
 from distill.export.text_graph import CONTRIB, Nodes, wordpiece
-from distill.files import sha256_file, write_json
+from distill.files import full_disk_is_an_error, json_lines, sha256_file, write_json
 from distill.progress import SILENT, Progress
 
 TEXT = "onnx/model_text.onnx"
@@ -96,16 +96,20 @@ def export_text(bundle: str | Path, *, strings: int = STRINGS, progress: Progres
         )
     with progress.stage("Putting the tokenizer into the graph"):
         made = build_text_model(loaded, onnx.load(inside(folder, QUANTIZED)))
-    lines = [json.loads(line) for line in inside(folder, "golden.jsonl").read_text("utf-8").splitlines()]
+    lines = json_lines(inside(folder, "golden.jsonl"))
     golden = [line["text"] for line in lines if "text_pair" not in line]
     vocab = sorted(loaded.tokenizer.get_vocab())
     with progress.stage(f"Comparing {strings + len(golden):,} texts"):
         _refuse_other_ids(loaded, [*golden, *odd_strings(strings, vocab)])
         _refuse_other_answers(loaded, made, golden)
     path = folder / TEXT
-    beside = path.with_suffix(".writing")
-    beside.write_bytes(made.SerializeToString())
-    beside.replace(path)
+    beside = folder.with_name(f"{folder.name}-{path.name}.writing")  # not inside: a bundle holds what it lists
+    try:
+        with full_disk_is_an_error(folder):
+            beside.write_bytes(made.SerializeToString())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     manifest["files"][TEXT] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     write_json(folder / MANIFEST, manifest)
     return path

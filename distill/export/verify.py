@@ -16,7 +16,7 @@ from distill.export.bundle import FORMAT, MANIFEST, golden_vectors
 from distill.export.pieces import files_of
 from distill.export.runtime import FULL, QUANTIZED, Bundle, inside, stored_by_hub
 from distill.export.single_file import refuse_external_data
-from distill.files import sha256_file
+from distill.files import json_lines, sha256_file
 from distill.machine import describe_machine
 
 TOLERANCE = 0.05
@@ -171,8 +171,7 @@ def _labels(bundle: Bundle, manifest: dict[str, Any]) -> str:
 def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     where = str(bundle.folder)
     try:
-        lines = inside(bundle.folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()
-        kept = [json.loads(line) for line in lines]
+        kept = json_lines(inside(bundle.folder, "golden.jsonl"))
         texts = [bundle.head.asked(line) for line in kept]
         then = [np.atleast_1d(np.array(line[bundle.head.proof], np.float64)) for line in kept]
         ids = [line["ids"] for line in kept]

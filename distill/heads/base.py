@@ -137,7 +137,9 @@ class Head(ABC):
 
     def kept(self, text: Text, window: Window) -> dict[str, Any]:
         """What golden vectors keep of a text, as plain values."""
-        return {"text": text[0], "text_pair": text[1]} if isinstance(text, tuple) else {"text": text}
+        if isinstance(text, tuple):
+            return {"text": whole(text[0]), "text_pair": whole(text[1])}
+        return {"text": whole(text)}
 
     def asked(self, line: Mapping[str, Any]) -> Text:
         """The text of a line of golden vectors.

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill import processes
 from distill.candidates import Choice, fastest
-from distill.encoders import FAMILIES
+from distill.encoders import FAMILIES, token_embedding
 from distill.evaluation import TorchPredictor, agreement, evaluate
 from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
@@ -29,6 +29,7 @@ from distill.export.pieces import bytes_of, pieces, towers
 from distill.export.precision import store_floats_within
 from distill.export.quantize import LARGEST
 from distill.export.runtime import OnnxModel
+from distill.heads import HEADS
 from distill.learning import train_for_int8
 from distill.readers import ImageReader
 from distill.run import Run
@@ -106,6 +107,7 @@ def try_export(run: Run) -> None:
 def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
     settings = settings_of(run, checkpoint)
     rules = run.task.rules(checkpoint.model) | run.task.around(checkpoint.tokenizer)
+    table = token_embedding(checkpoint.model) if "text" in HEADS[run.task.name].reads else None
     seen = dict(checkpoint.tokenizer.config) if isinstance(checkpoint.tokenizer, ImageReader) else {}
     return {
         **({"distill.settings": json.dumps(settings)} if settings else {}),
@@ -115,6 +117,7 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
         "distill.format": "1",
         "distill.task": run.task.name,
         "distill.labels": json.dumps(run.teacher.labels, ensure_ascii=False),
+        **({"distill.vocabulary": str(len(table.weight))} if table is not None else {}),
         "distill.max_length": str(run.longest),
         "distill.recipe": run.recipe.fingerprint(),
         "distill.versions": json.dumps(versions(), sort_keys=True),

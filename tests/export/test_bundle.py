@@ -16,7 +16,7 @@ from distill.export.bundle import FORMAT, Contents, write_bundle
 from distill.export.modelcard import model_card
 from distill.export.runtime import FULL, QUANTIZED, Bundle
 from distill.export.verify import verify_bundle
-from distill.files import sha256_file
+from distill.files import json_lines, sha256_file
 
 LABELS = ["<script>alert(1)</script>", "a `tick` ``` and | bar", 'line\nbreak "quoted" \\ é 日本 [x](javascript:y)']
 
@@ -229,3 +229,13 @@ def test_a_reduced_build_finds_its_file_and_its_operators(contents: Contents, tm
     assert "MatMul" in (onnx / "required_operators.config").read_text()
     assert "onnx/model_quantized.ort" in json.loads((tmp_path / "bundle" / "MANIFEST.json").read_text())["files"]
     assert verify_bundle(tmp_path / "bundle").ok
+
+
+def test_golden_texts_hold_any_sign_that_a_text_may_hold(contents: Contents, tmp_path: Path) -> None:
+    """Line ends of other scripts than ours are no line ends of the file, and half a surrogate pair is U+FFFD."""
+    texts = ["a line\u2028and another", "next\x85line", "a paragraph\u2029ends", "half a pair \ud83d"]
+    write_bundle(tmp_path / "bundle", replace(contents, golden_texts=texts))
+    verdict = verify_bundle(tmp_path / "bundle")
+    assert verdict.ok, str(verdict)
+    kept = [line["text"] for line in json_lines(tmp_path / "bundle/golden.jsonl")]
+    assert kept == [*texts[:3], "half a pair \ufffd"]

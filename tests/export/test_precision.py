@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_the_ort_file_answers_as_the_onnx_file(target: Any, tiny: Callable[[str]
     apply_passes(graph, passes_for(target))
     source = write(graph, tmp_path / "model.onnx", {"distill.format": "1"}, {}).path
     small = quantize_dynamic_int8(source, tmp_path / "int8.onnx", target=target)
-    made = write_ort(small.path, tmp_path / "phone", arm=target == "arm64")
+    made = write_ort(small.path, tmp_path / "phone", x86=target.startswith("x86"))
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     given = logits_as_any_program_gets_them(made.path, one)
     np.testing.assert_allclose(given, logits_as_any_program_gets_them(small.path, one), atol=1e-5)
@@ -181,3 +182,17 @@ def test_two_files_that_ship_together_share_one_list_of_operators(tmp_path: Path
     assert tuple(lines) == made[0].operators == made[1].operators
     assert {name for line in lines for name in line.split(";")[2].split(",")} == {"Sin", "Sigmoid"}
     assert sorted(path.name for path in (tmp_path / "phone").glob("*.ort")) == ["Sigmoid.ort", "Sin.ort"]
+
+
+@pytest.mark.parametrize("x86", [True, False])
+def test_only_x86_gets_operators_that_it_alone_has(x86: bool, tmp_path: Path) -> None:
+    """ONNX Runtime blocks the channels of convolutions for x86 (`com.microsoft.nchwc`); browsers and phones cannot."""
+    value, random = onnx.helper.make_tensor_value_info, np.random.default_rng(0)
+    weights = onnx.numpy_helper.from_array(random.standard_normal((32, 3, 8, 8), np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=[8, 8])
+    ends = [[value("x", onnx.TensorProto.FLOAT, [1, 3, 32, 32])], [value("y", onnx.TensorProto.FLOAT, [1, 32, 4, 4])]]
+    graph = onnx.helper.make_graph([node], "patches", *ends, initializer=[weights])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "patches.onnx")
+    made = write_ort(tmp_path / "patches.onnx", tmp_path / "phone", x86=x86)
+    assert any("nchwc" in line for line in made.operators) == (x86 and platform.machine() == "x86_64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from typer.testing import CliRunner
 
 from distill.cli import app
-from distill.errors import BundleError, ExportError, VerificationError
+from distill.errors import BundleError, ExportError, OutputError, VerificationError
 from distill.export.runtime import Bundle
 from distill.export.strings import SCRIPTS, odd_strings
 from distill.export.text import TEXT, TextModel, build_token_model, export_text, other_ids
@@ -93,6 +94,22 @@ def test_texts_go_in_and_labels_come_out(own_bundle: Path) -> None:
     with (own_bundle / TEXT).open("ab") as file:
         file.write(b"x")
     assert "model_text.onnx has changed" in verify_bundle(own_bundle).checks["files"][1]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_bundle_as_it_was(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="full"):
+        export_text(own_bundle, strings=10)
+    monkeypatch.undo()
+    assert verify_bundle(own_bundle).ok
+    assert not list(own_bundle.parent.glob("*.writing"))
 
 
 def test_doing_it_again_gives_the_same_file(own_bundle: Path) -> None:
