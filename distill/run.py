@@ -499,19 +499,20 @@ class Run:
 
         Within a budget of bytes the second is not kept for its own sake: a teacher that ran along would cost more.
         """
+        if not self.recipe.training.freeze_layers:
+            return objective.teacher_taps
         states = self._states_passed(objective.student_taps)
         if self.recipe.cache.max_bytes and not states <= objective.teacher_taps:
             return objective.teacher_taps
         return objective.teacher_taps | states
 
     def _states_passed(self, student_taps: frozenset[str]) -> frozenset[str]:
-        settings, student, teacher = self.recipe.training, self.student.model, self.teacher.model
-        if settings.freeze_layers and student_taps not in self._passed:
+        if student_taps not in self._passed:
+            settings, student, teacher = self.recipe.training, self.student.model, self.teacher.model
+            batch = self.some_batches()[0]
             with placed([teacher], torch.device("cpu")):
-                self._passed[student_taps] = states_passed(
-                    student, teacher, settings, student_taps, self.some_batches()[0]
-                )
-        return self._passed.get(student_taps, frozenset())
+                self._passed[student_taps] = states_passed(student, teacher, settings, student_taps, batch)
+        return self._passed[student_taps]
 
     def cache_inputs(self, objective: Objective) -> dict[str, Any]:
         """Everything the teacher cache depends on."""

@@ -220,9 +220,8 @@ def _table(metrics: Mapping[str, Any], weights: str) -> str:
 
 def _before(manifest: Mapping[str, Any]) -> str:
     """How the words that stand before every text come into those that other clients read."""
-    return (
-        f" from each text with {_plain(json.dumps(manifest['prefix']))} put before it" if manifest.get("prefix") else ""
-    )
+    prefix = _escaped(json.dumps(manifest.get("prefix", ""))[1:-1])
+    return f' from each text with "{prefix}" put before it' if prefix else ""
 
 
 def _needs(manifest: Mapping[str, Any], sums: Sums) -> str:
@@ -256,5 +255,8 @@ def _names(names: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """A name as Markdown text that cannot break out of its place: one line, every sign of HTML and Markdown escaped."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return _escaped(" ".join("".join(sign if sign.isprintable() else " " for sign in text).split()))
+
+
+def _escaped(line: str) -> str:
     return re.sub(r"[&<>`*\[\]|\\~\"#]", lambda found: f"&#{ord(found[0])};", line)

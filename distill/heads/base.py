@@ -139,7 +139,7 @@ class Head(ABC):
         """What golden vectors keep of a text, as plain values."""
         if isinstance(text, tuple):
             return {"text": whole(text[0]), "text_pair": whole(text[1])}
-        return {"text": whole(text)}
+        return {"text": whole(text) if isinstance(text, str) else [whole(word) for word in text]}
 
     def asked(self, line: Mapping[str, Any]) -> Text:
         """The text of a line of golden vectors.

@@ -239,3 +239,9 @@ def test_golden_texts_hold_any_sign_that_a_text_may_hold(contents: Contents, tmp
     assert verdict.ok, str(verdict)
     kept = [line["text"] for line in json_lines(tmp_path / "bundle/golden.jsonl")]
     assert kept == [*texts[:3], "half a pair \ufffd"]
+
+
+def test_what_stands_before_each_text_cannot_break_out_of_the_card() -> None:
+    facts = {**manifest_of(["no", "yes"], {}), "prefix": '<s2s> `x` "q": '}
+    card = model_card(facts, ["input_ids"], ["logits"])
+    assert 'each text with "&#60;s2s&#62; &#96;x&#96; &#92;&#34;q&#92;&#34;: " put before it' in card
