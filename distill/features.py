@@ -125,6 +125,17 @@ def record(model: Any, taps: Iterable[str]) -> Iterator[TappedModel]:
         tapped.close()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model drops nothing out; then it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _check(taps: Iterable[str], encoder: Encoder) -> None:
     depth = len(encoder.layers)
     exist = {"logits", "hidden.0"} | {f"{kind}.{layer}" for kind in encoder.kinds for layer in range(1, depth + 1)}

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.features import evaluating
 from distill.progress import SILENT, Progress
 from distill.student.build import Student
 from distill.student.fitting import embedding_norm, fit_linear, gather, head_products, layer_calls, linear
 from distill.student.reduction import choose_units
 from distill.student.shape import inner_width, position_offset
-from distill.student.surgery import Batch, Importance, Layout, evaluating, layers_of, layout_of, rank_units
+from distill.student.surgery import Batch, Importance, Layout, layers_of, layout_of, rank_units
 
 
 def fit_bottlenecks(

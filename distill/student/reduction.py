@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import StudentError
+from distill.features import evaluating
 from distill.progress import SILENT, Progress
 from distill.student.build import Student, fresh_parts
 from distill.student.fitting import (
@@ -38,7 +39,6 @@ from distill.student.surgery import (
     Batch,
     Importance,
     Layout,
-    evaluating,
     layers_of,
     layout_of,
     rank_units,

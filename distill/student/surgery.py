@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.errors import StudentError
+from distill.features import evaluating
 from distill.progress import SILENT, Progress
 from distill.student.shape import inner_width, layer_stack
 
@@ -283,17 +284,6 @@ def _skipping(layers: Collection[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout, and then as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _move(model: PreTrainedModel, batches: Sequence[Batch], whole: list[Tensor], skipped: list[nn.Module]) -> float:

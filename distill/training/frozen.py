@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.encoders import find_encoder
 from distill.errors import TrainingError
-from distill.features import Features, record
+from distill.features import Features, evaluating, record
 from distill.recipe import TrainingRecipe
 
 
@@ -95,7 +95,7 @@ def check_copies(student: Any, teacher: Any, layers: int, batch: Mapping[str, Te
             raise _no_copy(f"{name} is no copy of the teacher's", layers)
     said = []
     for model in (student, teacher):
-        with resting(model), torch.no_grad(), record(model, [f"hidden.{layers}"]) as tapped:
+        with evaluating(model), torch.no_grad(), record(model, [f"hidden.{layers}"]) as tapped:
             said.append(tapped(batch)[f"hidden.{layers}"])
     if not torch.allclose(said[0], said[1], rtol=1e-4, atol=1e-5):  # another activation, other heads
         raise _no_copy(f"layer {layers} has the teacher's weights and says something else", layers)
@@ -214,24 +214,13 @@ def _same(student: Any, given: GivenStates, taps: Sequence[str], batch: Mapping[
 
     And whether they will go on to say it: DeBERTa's read relative embeddings that learn with the layers above.
     """
-    with resting(student), record(student, taps) as tapped:
+    with evaluating(student), record(student, taps) as tapped:
         computed = tapped(batch)
         if not given.alone or any(computed[tap].requires_grad for tap in given.taps):
             return False
         with given.given(computed), torch.no_grad():
             passed = tapped(batch)
     return all(torch.allclose(passed[tap], computed[tap], rtol=1e-4, atol=1e-5) for tap in taps)
-
-
-@contextmanager
-def resting(model: Any) -> Iterator[None]:
-    """Within the block the model drops nothing out; then it is in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def states_passed(
