@@ -101,6 +101,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.shape == "base":
         options.teacher, options.rows = options.output / "base-teacher", options.output / "base-data"
+        if set(options.engines) & (OURS.keys() - {"distill"}):
+            parser.error("frozen layers are those of the reference shape")
     else:
         options.rows = options.data
     if options.teacher is None:

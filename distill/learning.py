@@ -137,6 +137,11 @@ def train(run: Run) -> dict[str, Any]:
         for remark in student.remarks:
             run.progress.say(remark)
         run.progress.table(f"Objective ({reason})", ["term", "weight", "reads", "layers"], objective.rows())
+        if frozen := run.recipe.training.freeze_layers:
+            how = (
+                "read from the teacher's answers" if run.frozen_states(objective) else "run in every step all the same"
+            )
+            run.progress.say(f"the first {frozen} layers are frozen, and {how} (docs/training.md)")
         before = _measure(run, checkpoint, run.splits.validation, "Measuring the student before training")
         run.progress.say(f"before training: {run.task.metric} {before.metrics[run.task.metric]:.4f}")
         encoded = run.transfer_set(checkpoint)

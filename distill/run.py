@@ -495,16 +495,18 @@ class Run:
         return self.task.target != "number" and use_bf16(self.recipe.training.precision, self.teacher_device)
 
     def teacher_taps(self, objective: Objective) -> frozenset[str]:
-        """What is asked of the teacher: what the objective reads, and what stands for the student's frozen layers.
+        """What is asked of the teacher: what the objective reads, and what stands for the student's frozen layers."""
+        return objective.teacher_taps | self.frozen_states(objective)
 
-        Within a budget of bytes the second is not kept for its own sake: a teacher that ran along would cost more.
+    def frozen_states(self, objective: Objective) -> frozenset[str]:
+        """The teacher's taps that stand for the student's frozen layers; empty where these run in every step.
+
+        Within a budget of bytes they are not kept for their own sake: a teacher that ran along would cost more.
         """
         if not self.recipe.training.freeze_layers:
-            return objective.teacher_taps
+            return frozenset()
         states = self._states_passed(objective.student_taps)
-        if self.recipe.cache.max_bytes and not states <= objective.teacher_taps:
-            return objective.teacher_taps
-        return objective.teacher_taps | states
+        return frozenset() if self.recipe.cache.max_bytes and not states <= objective.teacher_taps else states
 
     def _states_passed(self, student_taps: frozenset[str]) -> frozenset[str]:
         if student_taps not in self._passed:
