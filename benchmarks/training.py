@@ -10,7 +10,7 @@ teacher's (`training.freeze_layers`): less work, whose accuracy is to be looked 
 of random weights, 768 wide, a 6-layer student, and rows of 128 tokens (sentences end to end): speed alone.
 
 Speed is taken in blocks: every engine waits in a process of its own, and they take turns, `--steps` batches each; our
-labelling makes one whole shard of the cache a block. A rate is all rows over all seconds. Ours labels once and then
+labelling makes three whole shards of the cache a block. A rate is all rows over all seconds. Ours labels once and then
 trains, so that its samples a second over the whole run are epochs / (1 / labelling + epochs / training); the others ask
 the teacher in every step. On a GPU the model's operations (student forward and back, and the teacher's for who asks it)
 are told as a share of what one large product reaches there (MFU), and the most memory that was held.
@@ -48,6 +48,8 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What our recipe says beside the usual: the same work, and students of which so many layers stay the teacher's."""
 ENGINES = (*OURS, *PEERS)
+SHARDS = 3
+"""Of a block of labelling: one is written while the next is made."""
 LENGTHS = {"reference": 64, "base": 128}
 STUDENT = {"reference": {"layers": 4}, "base": {"layers": 6, "init": "copy"}}
 RATES = ("samples_per_second", "samples_per_cpu_second")
@@ -360,7 +362,7 @@ def cost_of(run: Any, worker: str) -> Callable[[Any], int]:
 
 
 def label_blocks(run: Any, gate: Any) -> None:
-    """Our labelling, a shard of the cache at a time, written and entered in its index."""
+    """Our labelling, `SHARDS` of the cache at a time, written and entered in its index."""
     from distill.cache.cached_teacher import build_cache, cache_key
     from distill.cache.index import cut_shards
     from distill.teacher import LiveTeacher, use_bf16
@@ -371,10 +373,10 @@ def label_blocks(run: Any, gate: Any) -> None:
     live, batch_size = Gated(teacher, gate.count), run.recipe.teacher.batch_size
     collate, key = tensor_collate(run.task, run.teacher.padding), cache_key(**_key(run, objective))
     starts = cut_shards(run.transfer.lengths.tolist(), 1024, 32768)
-    whole = max(1, len(starts) - 2)  # the last one is short
+    whole = max(1, len(starts) - 1 - SHARDS)  # the last one is short
     with run.teaching():
         for number in range(10_000):
-            begin, end = starts[number % whole], starts[number % whole + 1]
+            begin, end = starts[number % whole], starts[number % whole + SHARDS]
             shutil.rmtree(run.work / "shard", ignore_errors=True)
             rows = run.transfer.select(list(range(begin, end)))
             gate.turn()

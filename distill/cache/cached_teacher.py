@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -45,6 +46,9 @@ __all__ = ["CacheKey", "CachedTeacher", "build_cache", "cache_key", "encoded_has
 
 MADE = "made-by-"
 """Begins the names of files that say which shards a process other than the first has made so far."""
+
+Answers = tuple[list[int], dict[str, tuple[str, list[Any]]]]
+"""What a shard holds: tokens of each example; kind and one array an example, by feature."""
 
 _FIX = "Label again: what is damaged or missing is made anew."
 
@@ -176,7 +180,7 @@ def build_cache(
         collate: Rows to a batch of tensors.
         folder: The cache's own.
         key: From `cache_key`, or any string that stands for everything the answers depend on.
-        shard_examples: Examples a shard at most: what a kill can cost.
+        shard_examples: Examples a shard at most: what a kill can cost, and the shard before it.
         shard_tokens: Tokens a shard at most: 13 features of width 768 take 0.65 GB.
         batch_size: Rows a forward pass.
         text_of: The text of a row, to be shown where the teacher's answer is not finite.
@@ -276,8 +280,11 @@ def _fill(
     text_of: Callable[[int], str] | None,
     progress: Progress,
 ) -> None:
-    """Makes every shard that is missing, in order; several processes take turns, and the first enters all of them."""
-    starts, records = index["starts"], index["shards"]
+    """Makes every shard that is missing, in order; several processes take turns, and the first enters all of them.
+
+    While the teacher reads the next shard, another thread writes the last: neither waits for the other.
+    """
+    starts, records, batch_size = index["starts"], index["shards"], index["plan"]["batch_size"]
     spans = [range(begin, end) for begin, end in itertools.pairwise(starts)]
     missing = [number for number, record in enumerate(records) if record is None]
     if not missing:
@@ -288,16 +295,29 @@ def _fill(
     with progress.stage("Labelling", total=done + sum(len(spans[one]) for one in todo), unit="sentences") as stage:
         stage.advance(done)
         took, since = 0.0, time.monotonic()
+
+        def keep(number: int, shard: Answers) -> None:
+            nonlocal took, since
+            content = shard_bytes(*shard)
+            write_shard(shard_path(folder, number), content)
+            records[number] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
+            # Of a million shards an index takes a second to write: it may take a twentieth of the time, no more.
+            now = time.monotonic()
+            if now - since >= 20 * took:
+                _enter(folder, index, todo)
+                took, since = time.monotonic() - now, time.monotonic()
+
         try:
-            for number in todo:
-                content = _label(teacher, encoded, spans[number], collate, index["plan"]["batch_size"], text_of, stage)
-                write_shard(shard_path(folder, number), content)
-                records[number] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
-                # Of a million shards an index takes a second to write: it may take a twentieth of the time, no more.
-                now = time.monotonic()
-                if now - since >= 20 * took:
-                    _enter(folder, index, todo)
-                    took, since = time.monotonic() - now, time.monotonic()
+            # The outer autocast is off, and lets the teacher's own keep the weights that it casts for its first batch.
+            with ThreadPoolExecutor(1, "shards") as writer, torch.autocast("cpu", enabled=False):
+                kept: Future[None] | None = None
+                for number in todo:
+                    shard = _label(teacher, encoded, spans[number], collate, batch_size, text_of, stage)
+                    if kept is not None:
+                        kept.result()
+                    kept = writer.submit(keep, number, shard)
+                if kept is not None:
+                    kept.result()
         finally:
             _enter(folder, index, todo)
     if not alone:
@@ -336,8 +356,8 @@ def _label(
     batch_size: int,
     text_of: Callable[[int], str] | None,
     stage: Stage,
-) -> bytes:
-    """One shard. Its batches are sorted by length, and depend on nothing but the shard."""
+) -> Answers:
+    """What a shard holds. Its batches are sorted by length, and depend on nothing but the shard."""
     rows = [encoded[row] for row in span]
     lengths = [int(row["length"]) for row in rows]
     order = np.argsort(lengths, kind="stable").tolist()
@@ -355,7 +375,7 @@ def _label(
                     _refuse(tap, span[place], rows[place], text_of)
                 values[tap][place] = value
         stage.advance(len(chosen))
-    return shard_bytes(lengths, {tap: (kinds[tap], values[tap]) for tap in values})
+    return lengths, {tap: (kinds[tap], values[tap]) for tap in values}
 
 
 def _refuse(tap: str, row: int, values: Mapping[str, Any], text_of: Callable[[int], str] | None) -> None:

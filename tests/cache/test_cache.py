@@ -19,10 +19,13 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
+from distill.cache import cached_teacher
 from distill.cache.cached_teacher import CachedTeacher, build_cache, cache_key, encoded_hash
 from distill.errors import CacheError, OutputError, TeacherError
 from distill.progress import SILENT
+from distill.teacher import LiveTeacher
 
 TAPS = ("logits", "hidden.0", "hidden.2", "query.1", "scores.2")
 LAYERS, WIDTH, HEADS = 2, 32, 4
@@ -267,7 +270,7 @@ class Slow:
 """
 
 
-def test_sigkill_at_any_point_costs_one_shard_at_most(tmp_path):
+def test_a_build_that_is_killed_at_any_point_ends_with_the_same_bytes(tmp_path):
     """A real kill, twice, each in the middle; the bytes are those of an undisturbed run."""
     (tmp_path / "test_cache_worker.py").write_text(WORKER)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -293,6 +296,59 @@ def test_sigkill_at_any_point_costs_one_shard_at_most(tmp_path):
     assert start(folder, 0).wait(60) == 0
     assert bytes_of(folder) == bytes_of(tmp_path / "calm")
     assert not list(folder.glob("*.writing"))
+
+
+def test_a_shard_is_written_while_the_next_is_made(build, monkeypatch):
+    going_on, write = threading.Event(), cached_teacher.write_shard
+
+    def slow(path, content):
+        if path.stem.endswith("00000"):
+            assert going_on.wait(30)
+        write(path, content)
+
+    class Watched(BertTeacher):
+        def features(self, batch):
+            if int(batch["example"].min()) >= 116:
+                going_on.set()
+            return super().features(batch)
+
+    monkeypatch.setattr(cached_teacher, "write_shard", slow)
+    cache = build(Watched(), "overlapped", shard_examples=16)
+    assert bytes_of(cache.folder) == bytes_of(build(BertTeacher(), "calm", shard_examples=16).folder)
+
+
+def test_a_shard_that_cannot_be_written_ends_the_build(build, monkeypatch):
+    write, tried = cached_teacher.write_shard, []
+
+    def failing(path, content):
+        tried.append(path.stem)
+        if len(tried) == 2:
+            raise PermissionError(13, "Permission denied")
+        write(path, content)
+
+    monkeypatch.setattr(cached_teacher, "write_shard", failing)
+    with pytest.raises(CacheError, match="Permission denied"):
+        build(BertTeacher(), "refused", shard_examples=16)
+    assert tried == ["shard-00000", "shard-00001"]
+    monkeypatch.undo()
+    again = BertTeacher()
+    cache = build(again, "refused", shard_examples=16)
+    assert bytes_of(cache.folder) == bytes_of(build(BertTeacher(), "calm", shard_examples=16).folder)
+    assert again.calls < len(cache) / 4  # the first shard is still there
+
+
+def test_weights_are_cast_to_bf16_once(build, encoded):
+    def casts(rows):
+        teacher = LiveTeacher(BertTeacher().model, ["logits"], bf16=True)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            build(teacher, f"of-{rows}", encoded=encoded[:rows], batch_size=4)
+        return sum(
+            event.count
+            for event in seen.key_averages(group_by_input_shape=True)
+            if event.key == "aten::_to_copy" and event.input_shapes[0] == [64, WIDTH]
+        )
+
+    assert casts(4) == casts(12) == LAYERS
 
 
 def test_two_builders_share_the_work(build, tmp_path):

@@ -56,6 +56,31 @@ def test_attention_is_that_of_sdpa(boolean, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_without_dropout_bf16_learns_through_plain_products(monkeypatch):
+    """PyTorch's own way back is many times slower there; where nothing learns, and in fp32, its attention is taken."""
+    asked = []
+
+    def fused(module, q, k, v, mask, **more):
+        asked.append((q.dtype, torch.is_grad_enabled()))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2), None
+
+    monkeypatch.setattr("distill.training.quick.sdpa_attention_forward", fused)
+    torch.manual_seed(0)
+    exact = [torch.randn(3, 2, 7, 8, requires_grad=True) for _ in range(3)]
+    given = [each.detach().bfloat16().requires_grad_() for each in exact]
+    mask = (torch.arange(7)[None] < torch.tensor([[7], [3], [5]]))[:, None, None].expand(3, 1, 7, 7)
+    mine, _ = attention(torch.nn.Identity(), *given, mask)
+    assert asked == []
+    theirs, _ = attention(torch.nn.Identity(), *exact, mask)
+    with torch.no_grad():
+        attention(torch.nn.Identity(), *given, mask)
+    assert asked == [(torch.float32, True), (torch.bfloat16, False)]
+    torch.testing.assert_close(mine.float(), theirs, rtol=0, atol=0.03)
+    grads = [torch.autograd.grad(out.float().sum(), parts) for out, parts in ((mine, given), (theirs, exact))]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.06)
+
+
 def test_a_model_is_quick_inside_the_block_alone(tmp_path):
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
