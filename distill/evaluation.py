@@ -11,6 +11,7 @@ import torch
 
 from distill import processes
 from distill.errors import DataError, VerificationError
+from distill.features import evaluating
 from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
 from distill.tasks import Encoded, Padding, Task
@@ -51,11 +52,9 @@ class TorchPredictor:
             for name in self._task.feeds
             if name in batch
         }
-        training = self._model.training
-        self._model.eval()
-        with torch.inference_mode(), torch.autocast(parameter.device.type, torch.bfloat16, enabled=self._bf16):
+        lower = torch.autocast(parameter.device.type, torch.bfloat16, enabled=self._bf16)
+        with evaluating(self._model), torch.inference_mode(), lower:
             found = self._task.ask(self._model, inputs)
-        self._model.train(training)
         values = {name: value.float().cpu().numpy() for name, value in found.items()}
         return self._task.postprocess({**values, "attention_mask": batch["attention_mask"]})
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from distill.encoders import own_config
 from distill.errors import ExportError
 from distill.export.passes import DEFAULT, Pass, apply_passes
+from distill.features import evaluating
 from distill.tasks.base import GraphSpec
 from distill.teacher import position_limit
 
@@ -109,10 +110,8 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
     _check(model)
     inputs = _sample(model, spec)
     shapes = tuple(dict.fromkeys(spec.axes[name], torch.export.Dim.DYNAMIC) for name in spec.inputs)
-    training = model.training
-    model.eval()
     try:
-        with _plain_attention(model), _quiet():
+        with evaluating(model), _plain_attention(model), _quiet():
             program = torch.onnx.export(
                 _Positional(model, spec).eval(),
                 inputs,
@@ -130,8 +129,6 @@ def trace(model: Any, spec: GraphSpec, *, opset: int = OPSET) -> ir.Model:
             where="export",
             fix="Take a teacher of a family that docs/students.md names.",
         ) from error
-    finally:
-        model.train(training)
     if program is None:
         raise ExportError(f"torch.onnx gave nothing for {type(model).__name__}", where="export", fix="Upgrade torch.")
     graph = program.model

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.features import evaluating
 from distill.recipe import OnPolicyRecipe
 
 NO_LABEL = -100
@@ -49,11 +50,8 @@ class OnPolicy:
         if begin >= ids.shape[1]:
             return dict(batch)
         generator = torch.Generator(ids.device).manual_seed(int(draw.integers(2**62)))
-        training = model.training
-        try:
-            written, mask = self._write(model.eval(), ids[:, :begin], ids.shape[1], generator)
-        finally:
-            model.train(training)
+        with evaluating(model):
+            written, mask = self._write(model, ids[:, :begin], ids.shape[1], generator)
         # A position is scored for the token behind it: those that were drawn, an end included.
         scored = torch.zeros_like(mask, dtype=torch.bool)
         scored[:, begin - 1 : -1] = mask[:, begin:].bool()

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from distill import processes
 from distill.data.sampling import ProcessBatches, sample_batches
-from distill.features import Features, TappedModel
+from distill.features import Features, TappedModel, evaluating
 from distill.files import sync, write_json
 from distill.objectives import Objective
 from distill.tasks import Encoded
@@ -101,16 +101,14 @@ def sometimes_unused(student: Any, objective: Objective, teacher: Teacher | None
     if any(0.0 in objective.weights(step / 100).values() for step in range(101)):
         return True
     module = DistillationModule(student, copy.deepcopy(objective))  # a memory of earlier rows must not see this one
-    training = student.training
-    student.eval()
     try:
-        terms = module(batch, (teacher or _NoTeacher()).features(batch), 0.0)
-        torch.stack([total for total, _ in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        with evaluating(student):
+            terms = module(batch, (teacher or _NoTeacher()).features(batch), 0.0)
+            torch.stack([total for total, _ in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
         return any(parameter.grad is None for parameter in module.parameters() if parameter.requires_grad)
     finally:
         module.close()
         module.zero_grad()
-        student.train(training)
 
 
 def pieces_of(began: int, count: int) -> int:
