@@ -96,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="also whole runs with these")
     parser.add_argument("--engines", nargs="+", default=["distill", *PEERS], choices=ENGINES)
+    parser.add_argument("--peers-bf16", action="store_true", help="the others under bf16 autocast on a processor too")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="key=value for our recipe")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -114,7 +115,19 @@ def parse() -> argparse.Namespace:
 
 def told(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers were taken with."""
-    names = ("shape", "device", "rounds", "steps", "epochs", "batch", "threads", "seeds", "engines", "overrides")
+    names = (
+        "shape",
+        "device",
+        "rounds",
+        "steps",
+        "epochs",
+        "batch",
+        "threads",
+        "seeds",
+        "engines",
+        "peers_bf16",
+        "overrides",
+    )
     return {**{name: getattr(options, name) for name in names}, "peers": VERSIONS}
 
 
@@ -149,7 +162,8 @@ def start(options: argparse.Namespace, engine: str, seed: int, *, whole: bool) -
     command = [sys.executable, str(HERE), "--worker", engine, "--seed", str(seed), "--teacher", str(options.teacher)]
     for name in ("shape", "data", "output", "threads", "steps", "epochs", "batch", "device"):
         command += [f"--{name}", str(getattr(options, name))]
-    command += [*(["--whole"] if whole else []), "--set", *options.overrides]
+    command += [name for name, on in (("--peers-bf16", options.peers_bf16), ("--whole", whole)) if on]
+    command += ["--set", *options.overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     if options.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -340,7 +354,7 @@ def work(options: argparse.Namespace) -> None:
         sys.path.insert(0, str((options.output / "peers").resolve()))
         began, cpu = time.perf_counter(), time.process_time()
         peer = setting(run, gate, options, options.epochs)
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda" or options.peers_bf16):
             student = PEERS[options.worker](peer, options)
         tell(run, student, options, time.perf_counter() - began, time.process_time() - cpu)
 

@@ -1,7 +1,8 @@
 """The engines that `training.py` sets beside ours: TextBrewer, torchdistill and a loop by hand.
 
 All of them get the same teacher, starting student, batches, AdamW, schedule and clipping, and ask the teacher in every
-step, as their documentation has it. On a GPU they run under the same bf16 autocast as ours.
+step, as their documentation has it. On a GPU they run under the same bf16 autocast as ours, on a processor with
+`--peers-bf16`.
 
 textbrewer    0.2.1: `GeneralDistiller`, `kd_loss_weight` at temperature 4, `hidden_mse` matches with its mask.
 torchdistill  1.1.5: `DistillationBox` and its loop's two calls; `KDLoss` (alpha 0, so its soft part; factor 16) on the
