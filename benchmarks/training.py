@@ -115,20 +115,9 @@ def parse() -> argparse.Namespace:
 
 def told(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers were taken with."""
-    names = (
-        "shape",
-        "device",
-        "rounds",
-        "steps",
-        "epochs",
-        "batch",
-        "threads",
-        "seeds",
-        "engines",
-        "peers_bf16",
-        "overrides",
-    )
-    return {**{name: getattr(options, name) for name in names}, "peers": VERSIONS}
+    names = ("shape", "device", "rounds", "steps", "epochs", "batch", "threads", "seeds", "engines", "overrides")
+    told = {name: getattr(options, name) for name in names}
+    return {**told, "peers": VERSIONS, "peers_bf16": options.peers_bf16}
 
 
 def make_base(options: argparse.Namespace) -> None:
