@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from distill.training.quick import NAME, QuickDropout, attention, dropout, quick
+from distill.training.quick import PLAIN_UP_TO, NAME, QuickDropout, attention, dropout, quick
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -57,7 +57,7 @@ def test_attention_is_that_of_sdpa(boolean, monkeypatch):
 
 
 def test_without_dropout_bf16_learns_through_plain_products(monkeypatch):
-    """PyTorch's own way back is many times slower there; where nothing learns, and in fp32, its attention is taken."""
+    """PyTorch's own way back is slower there; its attention is for long texts, for fp32, and where nothing learns."""
     asked = []
 
     def fused(module, q, k, v, mask, **more):
@@ -74,7 +74,11 @@ def test_without_dropout_bf16_learns_through_plain_products(monkeypatch):
     theirs, _ = attention(torch.nn.Identity(), *exact, mask)
     with torch.no_grad():
         attention(torch.nn.Identity(), *given, mask)
-    assert asked == [(torch.float32, True), (torch.bfloat16, False)]
+    long = torch.zeros(1, 1, PLAIN_UP_TO + 1, 8, dtype=torch.bfloat16, requires_grad=True)
+    attention(
+        torch.nn.Identity(), long, long, long, torch.ones(1, 1, PLAIN_UP_TO + 1, PLAIN_UP_TO + 1, dtype=torch.bool)
+    )
+    assert asked == [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)]
     torch.testing.assert_close(mine.float(), theirs, rtol=0, atol=0.03)
     grads = [torch.autograd.grad(out.float().sum(), parts) for out, parts in ((mine, given), (theirs, exact))]
     for one, other in zip(*grads, strict=True):
