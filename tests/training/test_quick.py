@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from distill.training.quick import PLAIN_UP_TO, NAME, QuickDropout, attention, dropout, quick
+from distill.training.quick import NAME, PLAIN_UP_TO, QuickDropout, attention, dropout, quick
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
