@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from distill.progress import SILENT, Progress
 from distill.recipe import TrainingRecipe
 from distill.tasks import Encoded, Padding, Task
 from distill.teacher import Teacher, use_bf16
+from distill.training.exchange import exchange
 from distill.training.frozen import states_given
 from distill.training.lighter import lighter
 from distill.training.on_policy import OnPolicy
@@ -86,6 +88,7 @@ def fit(
         progress.stage(name, total=args.max_steps, unit="steps") as stage,
         lighter(student, settings, on_processor=args.use_cpu),
         states_given(student, settings, objective.student_taps, one) as frozen,
+        exchange() if args.use_cpu and not sharded else nullcontext() as shared,
     ):
         flush_denormals()
         dense = settings.compile or settings.sharding != "none"
@@ -114,6 +117,7 @@ def fit(
             by_rows,
             clock,
             frozen,
+            shared,
             batch_tokens=settings.batch_tokens,
             began=began,
         )

@@ -27,6 +27,7 @@ from distill.files import sync, write_json
 from distill.objectives import Objective
 from distill.tasks import Encoded
 from distill.teacher import Teacher
+from distill.training.exchange import Exchange, wrapped_with
 from distill.training.failure import Failure
 from distill.training.frozen import GivenStates
 from distill.training.on_policy import OnPolicy
@@ -136,6 +137,7 @@ class DistillationTrainer(transformers.Trainer):
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
         frozen: Passes the teacher's states through the student's frozen layers; None lets these run.
+        exchange: Averages the gradients of several processes; None lets their process group.
         batch_tokens: Tokens of a batch of one process, padding included; 0 takes rows as the arguments say.
         began: How many processes began the run: a batch stays as large as theirs together. 0 means as many as now.
     """
@@ -157,6 +159,7 @@ class DistillationTrainer(transformers.Trainer):
         by_rows: nn.Embedding | None = None,
         clock: StepClock | None = None,
         frozen: GivenStates | None = None,
+        exchange: Exchange | None = None,
         batch_tokens: int = 0,
         began: int = 0,
     ) -> None:
@@ -174,6 +177,8 @@ class DistillationTrainer(transformers.Trainer):
             callbacks=[*(callbacks or []), self.clock],
         )
         self.remove_callback(transformers.PrinterCallback)
+        if exchange is not None:
+            self.accelerator.ddp_handler = wrapped_with(exchange, self.accelerator.ddp_handler)
         # Each term is divided here, once: the Trainer must not divide by the accumulation steps as well.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True

@@ -1,0 +1,76 @@
+"""Processes of one machine average gradients through memory: what each then has, and when they go without."""
+
+import json
+import mmap
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from distill.training import exchange as module
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+import torch
+from distill import processes
+from distill.training import exchange as module
+module.PIECE = 64
+torch.set_num_threads(1)
+if "elsewhere" in sys.argv and processes.number() == 2:
+    agree = processes.agree
+    processes.agree = lambda decide: agree(decide) + "/of/another/machine"
+with processes.together():
+    with module.exchange() as shared:
+        found = {"there": shared is not None}
+        if shared:
+            number = processes.number()
+            torch.manual_seed(number)
+            for name, size in {"none": 0, "one": 1, "two": 2, "many": 101}.items():
+                given = torch.randn(size)
+                shared.mean_(mean := given.clone())
+                found[name] = [given.tolist(), mean.tolist()]
+            rows, values = torch.randint(9, (4 * number,)), torch.randn(4 * number, 5)
+            sparse = torch.sparse_coo_tensor(rows[None], values, (9, 5), check_invariants=True)
+            found["sparse"] = [sparse.to_dense().tolist(), shared.reduced(sparse).wait().to_dense().tolist()]
+    Path(sys.argv[1], f"{processes.number()}.json").write_text(json.dumps(found))
+"""
+
+
+def run(folder, *more):
+    (folder / "script.py").write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "script.py", str(folder), *more]
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(3)]
+
+
+def test_every_process_has_the_mean_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    found = run(tmp_path)
+    assert all(one["there"] for one in found)
+    for name in ("none", "one", "two", "many", "sparse"):
+        given = torch.stack([torch.tensor(one[name][0]) for one in found])
+        means = [torch.tensor(one[name][1]) for one in found]
+        assert all(torch.equal(mean, means[0]) for mean in means)
+        torch.testing.assert_close(means[0], given.mean(0))
+    assert not list(tmp_path.glob("distill-*"))  # the folder in which they met
+
+
+def test_one_that_cannot_be_reached_leaves_all_without(tmp_path):
+    assert [one["there"] for one in run(tmp_path, "elsewhere")] == [False] * 3
+
+
+def test_one_process_needs_none():
+    with module.exchange() as shared:
+        assert shared is None
+
+
+def test_a_process_that_ends_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(module.processes, "count", lambda: 2)
+    own, other = socket.socketpair()
+    other.close()
+    with own, pytest.raises(ConnectionError, match="another process of this run has ended"):
+        module.Exchange(mmap.mmap(-1, 3 * module.PIECE), [own]).mean_(torch.ones(4))
