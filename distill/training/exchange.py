@@ -45,7 +45,7 @@ class Exchange:
     def mean_(self, values: Tensor) -> None:
         """Sets `values` (N,) to their mean over the processes."""
         board = self._board.view(values.dtype)
-        for piece in values.split(board.shape[1]):
+        for piece in torch.split(values, board.shape[1]):
             ends = [len(piece) * number // self._count for number in range(self._count + 1)]
             parts = [slice(*pair) for pair in pairwise(ends)]
             own, others = parts[self._number], [number for number in range(self._count) if number != self._number]
@@ -78,7 +78,7 @@ class Exchange:
             piece = own[start : start + PIECE]
             self._board[self._number, : len(piece)] = piece
             self._meet()
-            for number, values in enumerate(whole.split(sizes)):
+            for number, values in enumerate(torch.split(whole, sizes)):
                 part = values[start : start + PIECE]
                 part.copy_(self._board[number, : len(part)])
             self._meet()
