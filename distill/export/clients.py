@@ -107,7 +107,8 @@ def _javascript_options(facts: Facts) -> str:
     """The line before a model is loaded."""
     section, key = PRECISE.split(".")
     said = f'{{ extra: {{ {section}: {{ {key}: "1" }} }} }}'
-    return f"const session_options = {said}; // exact int8 sums on x86 without VNNI\n" if facts.precise else ""
+    why = "exact int8 sums on x86 without VNNI; slow with AMX"
+    return f"const session_options = {said}; // {why}\n" if facts.precise else ""
 
 
 def _javascript_settings(facts: Facts) -> str:
@@ -221,7 +222,7 @@ def cpp(facts: Facts) -> str:
     labels = ",\n    ".join(_cpp_string(label) for label in facts.labels)
     types = ", std::vector<int64_t> types" if facts.pairs and "token_type_ids" in facts.inputs else ""
     precise = f"""
-    options.AddConfigEntry("{PRECISE}", "1");  // exact int8 sums on x86 without VNNI"""
+    options.AddConfigEntry("{PRECISE}", "1");  // exact int8 sums on x86 without VNNI; slow with AMX"""
     zeros = ", types(ids.size(), 0)" if "token_type_ids" in facts.inputs and not types else ""
     return f"""
 #include <onnxruntime_cxx_api.h>

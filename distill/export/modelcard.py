@@ -230,7 +230,8 @@ def _needs(manifest: Mapping[str, Any], sums: Sums) -> str:
     if sums == "on request":
         said.append(
             f'On x86 processors without VNNI set the session option `{PRECISE}` to "1", as distill and the code above\n'
-            "do: products of bytes overflow there otherwise, and answers are others. All other processors ignore it."
+            "do: products of bytes overflow there otherwise, and answers are others. On those with AMX (Xeon servers\n"
+            "since 2023) leave it out, as distill does: it keeps AMX from being used. All others ignore it."
         )
     if sums == "inexact":
         said.append(

@@ -150,3 +150,13 @@ def test_haswell_gives_the_same_labels(reader: Reader, tmp_path: Path) -> None:
     assert len(set(native.argmax(-1).tolist())) == len(LABELS)
     assert float((native.argmax(-1) == emulated.argmax(-1)).mean()) >= LEAST
     assert np.isfinite(emulated).all()
+
+
+def test_haswell_is_found_to_overflow() -> None:
+    """There sessions of files whose weights are not kept to 7 bits are opened with a switch."""
+    if shutil.which("qemu-x86_64-static") is None:
+        pytest.skip("needs qemu-x86_64-static, of Debian's package qemu-user-static")
+    emulator = runpy.run_path(str(BENCHMARKS / "qemu_avx2.py"))["EMULATOR"]
+    asked = "from distill.export.sessions import overflows; print(overflows())"
+    done = subprocess.run([*emulator, sys.executable, "-c", asked], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True"], done.stderr
