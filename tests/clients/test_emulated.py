@@ -11,6 +11,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
