@@ -406,9 +406,9 @@ def student_show(
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
 
-    from distill.display import make_table
+    from distill.display import print_table
 
-    Console().print(make_table(title, columns, rows))
+    print_table(Console(), title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Self
@@ -69,7 +70,7 @@ class Display:
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Prints a table that stays."""
-        self.console.print(make_table(title, columns, rows))
+        print_table(self.console, title, columns, rows)
 
 
 class _Bar:
@@ -118,6 +119,17 @@ class _Bar:
             return ""
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
         return f", about {left:.0f} s left"
+
+
+UNCUT = 1000
+"""Characters of a line where nothing ends it: in a file, or read by another program."""
+
+
+def print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table, cut to a terminal's width alone: what is written to a file or read by a program is whole."""
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNCUT  # lines of text are not filled up to it
+    console.print(make_table(title, columns, rows))
 
 
 def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
