@@ -127,9 +127,13 @@ UNCUT = 1000
 
 def print_table(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table, cut to a terminal's width alone: what is written to a file or read by a program is whole."""
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = UNCUT  # lines of text are not filled up to it
-    console.print(make_table(title, columns, rows))
+    table = make_table(title, columns, rows)
+    if console.is_terminal or os.environ.get("COLUMNS"):
+        console.print(table)
+        return
+    width, console.width = console.width, UNCUT
+    console.print(table)
+    console.width = width
 
 
 def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

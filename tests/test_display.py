@@ -19,6 +19,13 @@ def test_a_table_in_a_file_is_whole(monkeypatch):
     assert max(map(len, drawn().splitlines())) == 105  # and no line is filled up
 
 
+def test_what_is_drawn_next_has_the_width_of_before(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console = Console(file=io.StringIO(), width=40)
+    print_table(console, "", ["model"], [["a" * 90]])
+    assert console.width == 40
+
+
 def test_a_table_on_a_terminal_keeps_to_its_width(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert max(map(len, drawn(force_terminal=True, width=40, color_system=None).splitlines())) <= 40

@@ -2,8 +2,8 @@
 
 gloo sends every number through the network's loopback, which takes the cores that train: 21 ms for 7.1 million numbers
 between two processes of one thread each, where shared memory takes 6. A gradient is divided over the processes piece by
-piece (reduce-scatter, then all-gather): each adds up its part and all take it over. So every process has the same mean
-bit for bit, and a piece stays in the processor's cache.
+piece (reduce-scatter, then all-gather): each adds up its part and all take it over, so every process has the same mean
+bit for bit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from distill import processes
+
+IN_MEMORY = "/dev/shm"
+"""Linux's folder of files that no disk holds; elsewhere the folder for temporary files does."""
 
 PIECE = 1 << 23
 """Bytes of a gradient that are divided over the processes at a time."""
@@ -43,7 +46,7 @@ class Exchange:
         self._board = torch.frombuffer(memory, dtype=torch.uint8).view(self._count + 1, PIECE)
 
     def mean_(self, values: Tensor) -> None:
-        """Sets `values` (N,) to their mean over the processes."""
+        """Sets `values` (N,) to their mean over the processes: their sum, divided."""
         board = self._board.view(values.dtype)
         for piece in torch.split(values, board.shape[1]):
             ends = [len(piece) * number // self._count for number in range(self._count + 1)]
@@ -103,14 +106,17 @@ class Exchange:
 
     def _meet(self) -> None:
         """Returns when every process has come here: what each wrote before can be read then."""
-        if self._number:
-            self._peers[0].sendall(b".")
-        for peer in self._peers:
-            if not peer.recv(1):
-                raise ConnectionError("another process of this run has ended")
-        if not self._number:
-            for peer in self._peers:
-                peer.sendall(b".")
+        try:
+            if self._number:
+                self._peers[0].sendall(b".")
+            came = [peer.recv(1) for peer in self._peers]
+            if not self._number:
+                for peer in self._peers:
+                    peer.sendall(b".")
+        except OSError:
+            came = [b""]
+        if not all(came):
+            raise ConnectionError("another process of this run has ended")
 
 
 def wrapped_with(exchange: Exchange, asked: DistributedDataParallelKwargs) -> DistributedDataParallelKwargs:
@@ -123,14 +129,17 @@ def wrapped_with(exchange: Exchange, asked: DistributedDataParallelKwargs) -> Di
 
     class Wrapping(DistributedDataParallelKwargs):
         def register_comm_hook(self, model: DistributedDataParallel) -> None:
-            model.register_comm_hook(None, lambda _, bucket: exchange.reduced(bucket.buffer()))
+            model.register_comm_hook(None, lambda _, bucket: exchange.reduced(bucket.buffer()))  # asked for by name
 
     return Wrapping(**{**asked.to_kwargs(), "gradient_as_bucket_view": True, "bucket_cap_mb": ONE_BUCKET})
 
 
 @contextmanager
 def exchange() -> Iterator[Exchange | None]:
-    """What averages gradients within the block; None for one process, for several machines, and on Windows."""
+    """What averages gradients within the block; None where their process group has to.
+
+    That is with one process, on several machines, on Windows, and where the processes find no file that all can open.
+    """
     if processes.count() == 1 or not hasattr(socket, "AF_UNIX"):
         yield None
         return
@@ -141,21 +150,25 @@ def exchange() -> Iterator[Exchange | None]:
 def _open(stack: ExitStack) -> Exchange | None:
     """The first process offers a file and a socket in a folder that those of this machine reach; it goes at once."""
     link, memory = stack.enter_context(socket.socket(socket.AF_UNIX)), None
-    with TemporaryDirectory(prefix="distill-") as own:
+    with ExitStack() as until_met:
 
         def offer() -> str:
-            with suppress(OSError):  # then nobody can connect
-                Path(own, "memory").write_bytes(bytes(PIECE * (processes.count() + 1)))
-                link.bind(f"{own}/meet")
-                link.listen(processes.count())
-            return own
+            for place in (IN_MEMORY, None):
+                with suppress(OSError):  # there is none, it is full, or its name is too long for a socket
+                    folder = until_met.enter_context(TemporaryDirectory(prefix="distill-", dir=place))
+                    Path(folder, "memory").write_bytes(bytes(PIECE * (processes.count() + 1)))
+                    link.bind(f"{folder}/meet")
+                    link.listen(processes.count())
+                    return folder
+            return ""
 
-        place = processes.agree(offer)
+        folder = processes.agree(offer)
         with suppress(OSError):
-            if not processes.is_main():
-                link.connect(f"{place}/meet")
-            with open(Path(place, "memory"), "r+b") as file:
-                memory = mmap.mmap(file.fileno(), 0)
+            if folder and not processes.is_main():
+                link.connect(f"{folder}/meet")
+            if folder:
+                with open(Path(folder, "memory"), "r+b") as file:
+                    memory = mmap.mmap(file.fileno(), 0)
         if not all(processes.gather(memory is not None)) or memory is None:
             return None
     peers = [link]

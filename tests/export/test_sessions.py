@@ -69,11 +69,10 @@ def test_a_processor_with_vnni_does_not_overflow() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
     model.producer_name = ""
     assert onnx.load_from_string(PRODUCT) == model
-    flags = describe_machine()["flags"]
-    if "avx2" in flags:
-        assert overflows() != bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
-    else:
-        assert not overflows()
+    flags = set(describe_machine()["flags"])
+    if not flags:
+        pytest.skip("what this processor has is not told here")
+    assert overflows() == ("avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @pytest.mark.parametrize("overflow", [True, False])
