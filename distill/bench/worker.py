@@ -222,9 +222,11 @@ def _as(values: Array, dtype: Any) -> Array:
 
 
 def prepare_onnx(path: Path, threads: int) -> Callable[[], Model]:
-    """Imports what a session needs; what it returns loads the file, and only that is timed."""
+    """Does what is done once a process; what it returns loads the file, and only that is timed."""
     import distill.export.runtime  # noqa: F401 (imported before the clock starts)
+    from distill.export.sessions import overflows
 
+    overflows()
     files = files_of(path)
     if len(files) == 1:
         return lambda: _Onnx(path, threads)

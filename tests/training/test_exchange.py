@@ -5,7 +5,6 @@ import mmap
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -79,14 +78,8 @@ def run(folder, *more):
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(3)]
 
 
-@pytest.fixture
-def in_memory():
-    return set(Path(module.IN_MEMORY).glob("distill-*"))
-
-
-def test_every_process_has_the_mean_bit_for_bit(tmp_path, in_memory):
+def test_every_process_has_the_mean_bit_for_bit(tmp_path):
     found = run(tmp_path)
-    assert set(Path(module.IN_MEMORY).glob("distill-*")) <= in_memory  # the folder in which they met
     assert all(one["there"] for one in found)
     for name in ("none", "one", "two", "many", "sparse"):
         given = torch.stack([torch.tensor(one[name][0]) for one in found])
@@ -100,8 +93,10 @@ def test_every_process_has_the_mean_bit_for_bit(tmp_path, in_memory):
             torch.testing.assert_close(shared[name], plain[name], rtol=1e-6, atol=1e-6)
 
 
-def test_files_on_a_disk_do_where_none_are_in_memory(tmp_path):
+def test_files_on_a_disk_do_where_none_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert [one["there"] for one in run(tmp_path, "disk")] == [True] * 3
+    assert not list(tmp_path.glob("distill-*"))  # the folder in which they met
 
 
 def test_without_a_folder_for_files_there_is_none(tmp_path):
