@@ -30,20 +30,20 @@ def recipe(quiet_teacher, intents_folder):
 
 TOLD = """
 from pathlib import Path
-from distill.training.exchange import Exchange
-mean = Exchange.mean_
-def told(self, values):
+from distill.training.zero import Zero
+spread = Zero.spread
+def told(self):
     Path("{path}").touch()
-    mean(self, values)
-Exchange.mean_ = told
+    spread(self)
+Zero.spread = told
 """
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
     """And measured together they say what one says, bit for bit: three batches of test rows, the last one shorter."""
     runs = {"alone": (1, recipe({"batch_size": 22})), "both": (2, recipe({"batch_size": 11}))}
-    launch(TOLD.format(path=tmp_path / "exchanged"), "evaluate", **runs).end()
-    assert (tmp_path / "exchanged").exists()  # in memory, not through gloo
+    launch(TOLD.format(path=tmp_path / "spread"), "evaluate", **runs).end()
+    assert (tmp_path / "spread").exists()  # in memory, not through gloo
     said = [np.load(tmp_path / name / "work" / "teacher_test.npz") for name in ("alone", "both")]
     assert len(said[0]["logits"]) == 80
     assert all(np.array_equal(said[0][name], said[1][name]) for name in said[0].files)
@@ -96,13 +96,18 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path, lau
 
 
 def test_two_processes_killed_and_resumed_end_with_the_same_bits(tmp_path, launch, recipe, quiet_teacher):
-    """Dropout is on: the random state of each process has to come back, and the rows that wait for their update."""
+    """Dropout is on: the random state of each process has to come back, and the rows that wait for their update.
+
+    Weights of the layers that the objective keeps come from the batch before, and are the first process's in all.
+    """
     teacher = AutoModelForSequenceClassification.from_pretrained(
         quiet_teacher, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
     )
     teacher.save_pretrained(quiet_teacher)
     wanted = {"epochs": 2, "precision": "auto", "batch_size": 8}
     whole, wanted = recipe(wanted), recipe({**wanted, "checkpoint_seconds": 0.05})
+    for one in (whole, wanted):
+        one["objective"] = {"terms": [{"loss": "soft_labels"}, {"loss": "hidden_mse", "layers": "emd"}]}
     run = launch(whole=(2, whole), killed=(2, wanted))
     run.kill_when(tmp_path / "killed", "work/train/checkpoint-1?/complete.json")
     launch(killed=(2, wanted)).end()

@@ -1,9 +1,7 @@
-"""The mean of gradients over processes of one machine, through memory that they share.
+"""What processes of one machine tell each other in every step, through memory that they share.
 
 gloo sends every number through the network's loopback, which takes the cores that train: 24 ms for 7.1 million numbers
-between two processes of one thread each, where shared memory takes 9. A gradient is divided over the processes piece by
-piece (reduce-scatter, then all-gather): each adds up its part and all take it over, so every process has the same mean
-bit for bit.
+between two processes of one thread each, where shared memory takes 9.
 """
 
 from __future__ import annotations
@@ -12,57 +10,41 @@ import mmap
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from distill import processes
 
 IN_MEMORY = "/dev/shm"
 """Linux's folder of files that no disk holds; elsewhere the folder for temporary files does."""
 
-PIECE = 1 << 23
-"""Bytes of a gradient that are divided over the processes at a time."""
-
-ONE_BUCKET = 1 << 20
-"""Megabytes: no process waits for the others between parts of its way back."""
+PAGE = 1 << 22
+"""Bytes that a process writes before the others read them."""
 
 
 class Exchange:
     """The memory and the sockets of the processes of one machine; `exchange` opens one. All must ask for the same.
 
+    Each writes its row of a page, all meet, each reads the others' rows. There are two pages in turn, so that nobody
+    need wait until a page was read: who writes on it again has met those who read it since.
+
     Args:
-        memory: (N + 1) * `PIECE` bytes: what each of N processes gives, and what it comes to.
+        memory: 2 * N * `PAGE` bytes, for N processes.
         peers: For the first process a socket to each other one; for these the one to the first.
     """
 
     def __init__(self, memory: mmap.mmap, peers: list[socket.socket]) -> None:
-        self._count, self._number, self._peers = processes.count(), processes.number(), peers
-        self._board = torch.frombuffer(memory, dtype=torch.uint8).view(self._count + 1, PIECE)
+        self.count, self.number, self._peers = processes.count(), processes.number(), peers
+        self._pages = torch.frombuffer(memory, dtype=torch.uint8).view(2, self.count, PAGE)
+        self._turn = 0
 
-    def mean_(self, values: Tensor) -> None:
-        """Sets `values` (N,) to their mean over the processes: their sum, divided."""
-        board = self._board.view(values.dtype)
-        for piece in torch.split(values, board.shape[1]):
-            ends = [len(piece) * number // self._count for number in range(self._count + 1)]
-            parts = [slice(*pair) for pair in pairwise(ends)]
-            own, others = parts[self._number], [number for number in range(self._count) if number != self._number]
-            for number in others:
-                board[self._number, parts[number]] = piece[parts[number]]
-            self._meet()
-            total = board[self._count, own]
-            torch.add(piece[own], board[others[0], own], out=total)
-            for number in others[1:]:
-                total += board[number, own]
-            piece[own] = total.div_(self._count)
-            self._meet()
-            for number in others:
-                piece[parts[number]] = board[self._count, parts[number]]
+    def page(self) -> Tensor:
+        """(N, `PAGE`) bytes: row `number` is to be written before the next `meet`, the others to be read after it."""
+        self._turn = 1 - self._turn
+        return self._pages[self._turn]
 
     def gather(self, values: Tensor) -> Tensor:
         """What every process gives, one behind the other in the order of their numbers.
@@ -71,46 +53,28 @@ class Exchange:
             values: (N, ...), with another N in each process.
         """
         own = values.contiguous().view(-1).view(torch.uint8)
-        sizes = self._gather_bytes(torch.tensor([own.numel()]).view(torch.uint8), [8] * self._count).view(torch.int64)
+        sizes = self._gather_bytes(torch.tensor([own.numel()]).view(torch.uint8), [8] * self.count).view(torch.int64)
         whole = self._gather_bytes(own, sizes.tolist())
         return whole.view(values.dtype).view(-1, *values.shape[1:])
 
     def _gather_bytes(self, own: Tensor, sizes: list[int]) -> Tensor:
         whole = torch.empty(sum(sizes), dtype=torch.uint8)
-        for start in range(0, max(sizes), PIECE):
-            piece = own[start : start + PIECE]
-            self._board[self._number, : len(piece)] = piece
-            self._meet()
-            for number, values in enumerate(torch.split(whole, sizes)):
-                part = values[start : start + PIECE]
-                part.copy_(self._board[number, : len(part)])
-            self._meet()
+        for start in range(0, max(sizes), PAGE):
+            page, piece = self.page(), own[start : start + PAGE]
+            page[self.number, : len(piece)] = piece
+            self.meet()
+            for row, values in zip(page, torch.split(whole, sizes), strict=True):
+                part = values[start : start + PAGE]
+                part.copy_(row[: len(part)])
         return whole
 
-    def reduced(self, gradient: Tensor) -> torch.futures.Future[Tensor]:
-        """The mean of a gradient over the processes, as a hook of `DistributedDataParallel` gives it.
-
-        Args:
-            gradient: (N,), or sparse: the rows of an embedding that a batch touched. It is written over.
-        """
-        if gradient.is_sparse:
-            rows, values = self.gather(gradient._indices()[0]), self.gather(gradient._values())
-            gradient = torch.sparse_coo_tensor(
-                rows[None], values.div_(self._count), gradient.shape, check_invariants=False
-            )
-        else:
-            self.mean_(gradient)
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(gradient)
-        return done
-
-    def _meet(self) -> None:
+    def meet(self) -> None:
         """Returns when every process has come here: what each wrote before can be read then."""
         try:
-            if self._number:
+            if self.number:
                 self._peers[0].sendall(b".")
             came = [peer.recv(1) for peer in self._peers]
-            if not self._number:
+            if not self.number:
                 for peer in self._peers:
                     peer.sendall(b".")
         except OSError:
@@ -119,24 +83,9 @@ class Exchange:
             raise ConnectionError("another process of this run has ended")
 
 
-def wrapped_with(exchange: Exchange, asked: DistributedDataParallelKwargs) -> DistributedDataParallelKwargs:
-    """How accelerate is to wrap a module whose gradients `exchange` averages.
-
-    Args:
-        exchange: Of these processes.
-        asked: How accelerate would wrap it else.
-    """
-
-    class Wrapping(DistributedDataParallelKwargs):
-        def register_comm_hook(self, model: DistributedDataParallel) -> None:
-            model.register_comm_hook(None, lambda _, bucket: exchange.reduced(bucket.buffer()))  # asked for by name
-
-    return Wrapping(**{**asked.to_kwargs(), "gradient_as_bucket_view": True, "bucket_cap_mb": ONE_BUCKET})
-
-
 @contextmanager
 def exchange() -> Iterator[Exchange | None]:
-    """What averages gradients within the block; None where their process group has to.
+    """What processes tell each other through within the block; None where their process group has to do.
 
     That is with one process, on several machines, on Windows, and where the processes find no file that all can open.
     """
@@ -156,7 +105,7 @@ def _open(stack: ExitStack) -> Exchange | None:
             for place in (IN_MEMORY, None):
                 with suppress(OSError):  # there is none, it is full, or its name is too long for a socket
                     folder = until_met.enter_context(TemporaryDirectory(prefix="distill-", dir=place))
-                    Path(folder, "memory").write_bytes(bytes(PIECE * (processes.count() + 1)))
+                    Path(folder, "memory").write_bytes(bytes(2 * PAGE * processes.count()))
                     link.bind(f"{folder}/meet")
                     link.listen(processes.count())
                     return folder

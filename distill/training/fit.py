@@ -101,7 +101,8 @@ def fit(
         def vary(row: Mapping[str, Any], epoch: int) -> Mapping[str, Any]:
             return task.vary(row, seed, epoch)
 
-        if processes.count() > 1 and not sharded:  # else DDP looks through the whole graph in every step, and says so
+        if processes.count() > 1 and not sharded and shared is None:
+            # Else DDP looks through the whole graph in every step, and says so.
             args.ddp_find_unused_parameters = sometimes_unused(student, objective, teacher, one)
         trainer = (ShardedTrainer if sharded else DistillationTrainer)(
             student,

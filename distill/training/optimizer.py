@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.encoders import token_embedding
+from distill.training.zero import Zero
 
 WINDOW = 256
 """Steps after which every row is brought up to date: as many sums as are kept of what a row has missed."""
@@ -130,23 +131,26 @@ class RowAdamW(torch.optim.AdamW):
         state["last"].index_fill_(0, rows, float(state["step"]))
 
 
-def total_norm(parameters: Iterable[nn.Parameter], most: float = 0.0) -> Tensor:
+def total_norm(parameters: Iterable[nn.Parameter], most: float = 0.0, zero: Zero | None = None) -> Tensor:
     """The norm of all gradients as one vector; they are scaled down to `most` where that is not 0.
 
     Args:
         parameters: Their gradients are dense or sparse over rows.
         most: The largest norm that is left as it is.
+        zero: Divides the parameters over processes; the norm is that of all.
     """
-    gradients = []
+    gradients, counted = [], []
     for parameter in parameters:
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
-        else:
-            gradients.append(parameter.grad)
-    norm = torch.nn.utils.get_total_norm(gradients)
+        gradient = parameter.grad.values() if parameter.grad.is_sparse else parameter.grad
+        gradients.append(gradient)
+        if zero is None or zero.owns(parameter):
+            counted.append(gradient)
+    norm = torch.nn.utils.get_total_norm(counted)
+    norm = zero.norm(norm) if zero else norm
     if most > 0 and not norm + 1e-6 <= most:  # also where the norm is no number
         torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm

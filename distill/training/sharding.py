@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from distill import processes
 from distill.objectives import Objective
-from distill.training.trainer import DistillationModule, DistillationTrainer
+from distill.training.trainer import DistillationModule, DistillationTrainer, share_buffers
 
 FREE_BETWEEN = ("logits", "hidden")
 """Kinds of taps that stand between layers: a gradient that enters inside one would find its weights given back."""
@@ -108,13 +108,7 @@ class ShardedTrainer(DistillationTrainer):
         shard(module, args.device, keep_layers=inside, keep_rest=True)
         # What the Trainer calls a model that comes to it in parts: it is neither moved nor wrapped.
         setattr(module, "is_distributed_loading_by_transformers", True)  # noqa: B010
-        memories = list(module.objective.buffers())
-
-        def same_memories(*_: Any) -> None:  # as DDP does: the first process's are saved, and all go on from them
-            for memory in memories:
-                torch.distributed.broadcast(memory, 0)
-
-        module.register_forward_pre_hook(same_memories)
+        share_buffers(module)
         return module
 
     @property

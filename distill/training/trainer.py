@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
@@ -27,13 +29,14 @@ from distill.files import sync, write_json
 from distill.objectives import Objective
 from distill.tasks import Encoded
 from distill.teacher import Teacher
-from distill.training.exchange import Exchange, wrapped_with
+from distill.training.exchange import Exchange
 from distill.training.failure import Failure
 from distill.training.frozen import GivenStates
 from distill.training.on_policy import OnPolicy
 from distill.training.optimizer import RowAdamW, total_norm
 from distill.training.rhythm import COMPLETE
 from distill.training.step_clock import StepClock
+from distill.training.zero import Zero
 
 SAID = "teacher/"
 """Begins the names of what the teacher said, where it comes with the batch."""
@@ -81,6 +84,22 @@ class DistillationModule(nn.Module):
             features = self._tapped(batch)
         with self._clock.part("losses"), torch.autocast(batch["attention_mask"].device.type, enabled=False):
             return self.objective({name: value.float() for name, value in features.items()}, teacher, batch, progress)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives all processes the first one's buffers before every pass, as DDP does: a checkpoint holds the first one's.
+
+    Args:
+        module: Buffers that its `state_dict` leaves out do not change.
+    """
+    kept = module.state_dict().keys()
+
+    def broadcast(*_: Any) -> None:
+        for name, buffer in module.named_buffers():  # not those of before: the Trainer moves them
+            if name in kept:
+                torch.distributed.broadcast(buffer, 0)
+
+    module.register_forward_pre_hook(broadcast)
 
 
 class _NoTeacher:
@@ -137,7 +156,7 @@ class DistillationTrainer(transformers.Trainer):
         by_rows: The student's embedding, where only the rows that a batch reads are to be updated; `row_embedding`.
         clock: Told where the time goes.
         frozen: Passes the teacher's states through the student's frozen layers; None lets these run.
-        exchange: Averages the gradients of several processes; None lets their process group.
+        exchange: Of several processes on one machine's processors, which share a step by it; None lets DDP.
         batch_tokens: Tokens of a batch of one process, padding included; 0 takes rows as the arguments say.
         began: How many processes began the run: a batch stays as large as theirs together. 0 means as many as now.
     """
@@ -169,16 +188,20 @@ class DistillationTrainer(transformers.Trainer):
         self._on_policy, self._vary = on_policy, vary
         self.evaluation = evaluation
         module = self._place(DistillationModule(student, objective, self.clock, frozen), args)
+        self._zero = None
+        if exchange:
+            share_buffers(module)
+            self._zero = Zero(exchange, module, by_rows)
         super().__init__(
             model=module,
             args=args,
             train_dataset=train_dataset,
             data_collator=collate,
-            callbacks=[*(callbacks or []), self.clock],
+            callbacks=[*(callbacks or []), *([self._zero] if self._zero else []), self.clock],
         )
         self.remove_callback(transformers.PrinterCallback)
-        if exchange is not None:
-            self.accelerator.ddp_handler = wrapped_with(exchange, self.accelerator.ddp_handler)
+        if self._zero:  # in place of DDP, in which accelerate wraps what is not for evaluation
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         # Each term is divided here, once: the Trainer must not divide by the accumulation steps as well.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -269,7 +292,10 @@ class DistillationTrainer(transformers.Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One batch; what neither teacher, student nor losses take of it is the way back."""
         with self.clock.part("backward"):
-            return super().training_step(*args, **kwargs)
+            loss = super().training_step(*args, **kwargs)
+            if self._zero and self.accelerator.sync_gradients:
+                self._zero.collect()
+            return loss
 
     def compute_loss(
         self,
@@ -278,7 +304,7 @@ class DistillationTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Sum over terms of weight * sum / count of the window, times the processes, since DDP averages gradients.
+        """Sum over terms of weight * sum / count of the window, times the processes: the Trainer's log averages them.
 
         Raises:
             TrainingError: The loss is not finite; the weights are still those of the step before. On a card this is
@@ -306,7 +332,8 @@ class DistillationTrainer(transformers.Trainer):
             self._term_steps = self.state.global_step
         for name, value in losses.items():
             self._term_sums[name] = self._term_sums.get(name, torch.zeros_like(value)) + value.detach()
-        loss = loss * self.accelerator.num_processes
+        # DDP averages gradients too; `Zero` adds them up.
+        loss = loss + (self.accelerator.num_processes - 1) * (loss.detach() if self._zero else loss)
         return (loss, terms) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -318,14 +345,14 @@ class DistillationTrainer(transformers.Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         with self.clock.part("clipping"):
-            if self._table is None:
+            if self._table is None and self._zero is None:
                 return super()._clip_grad_norm(model)
-            return total_norm(model.parameters(), self.args.max_grad_norm)
+            return total_norm(model.parameters(), self.args.max_grad_norm, self._zero)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if self._table is None or grad_norm is not None:
+        if grad_norm is not None or (self._table is None and self._zero is None):
             return super()._get_grad_norm(model, grad_norm)
-        return total_norm(model.parameters())
+        return total_norm(model.parameters(), zero=self._zero)
 
     @property
     def _rows(self) -> RowAdamW | None:
@@ -342,8 +369,8 @@ class DistillationTrainer(transformers.Trainer):
         self._failure.check()
         if "loss" in logs and self._term_sums:
             steps = max(1, self.state.global_step - self._term_steps)
-            sums = {name: self.accelerator.reduce(total, "sum") for name, total in self._term_sums.items()}
-            logs = logs | {f"loss/{name}": float(total) / steps for name, total in sums.items()}
+            sums = self.accelerator.reduce(torch.stack(list(self._term_sums.values())), "sum").tolist()
+            logs = logs | {f"loss/{name}": total / steps for name, total in zip(self._term_sums, sums, strict=True)}
             self._term_sums = {}
         super().log(logs, start_time)
 
@@ -369,6 +396,15 @@ class DistillationTrainer(transformers.Trainer):
             weights[name] = value.clone() if shared else value
             seen.add(value.data_ptr() if isinstance(value, Tensor) else 0)
         super()._save(output_dir, weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._zero.whole(self.optimizer) if self._zero else nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._zero:
+            self._zero.forget(self.optimizer)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._failure.check()

@@ -1,0 +1,223 @@
+"""ZeRO (Rajbhandari et al., 1910.02054, stage 2) on the processors of one machine: each process steps a part.
+
+Clipping and the optimiser take as long for half a batch as for a whole one: of 200 ms a step of two processes they were
+20. So each weight matrix has one process that owns it: gradients add up at their owners, who clip and step, and hand
+the weights to all. That is as much to exchange as the sum of all gradients in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from distill import processes
+from distill.training.exchange import PAGE, Exchange
+
+LINE = 64
+"""Bytes: every piece begins at a multiple of as many, so that it can be read as numbers of any kind."""
+
+
+class Piece(NamedTuple):
+    """Values `start` to `stop` of the parameter `number`, flat, and the byte at which they stand in a lane."""
+
+    number: int
+    start: int
+    stop: int
+    place: int
+
+
+class Zero(TrainerCallback):
+    """A process's part of every step. Between steps all processes have the same weights, as at its beginning.
+
+    Args:
+        exchange: Of these processes.
+        module: What is trained, on the CPU; the first process's weights and buffers are given to all.
+        table: An embedding whose gradients are sparse: every process has and steps all of its rows.
+    """
+
+    def __init__(self, exchange: Exchange, module: nn.Module, table: nn.Embedding | None = None) -> None:
+        self._exchange, self._table = exchange, table.weight if table else None
+        for parameter in module.parameters():  # pieces of it are to be views
+            parameter.data = parameter.data.contiguous()
+        for value in module.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+        self._all = range(exchange.count)
+        self._others = [number for number in self._all if number != exchange.number]
+        self._parameters = [one for one in module.parameters() if one.requires_grad and one is not self._table]
+        owning = owners([one.numel() for one in self._parameters], exchange.count)
+        self._owner = dict(zip(self._parameters, owning, strict=True))
+        self._flags = _lines(len(self._parameters))
+        self._lane = (PAGE - self._flags) // (exchange.count - 1) // LINE * LINE
+        self._sums, self._weights = self._plans(self._lane), self._plans(PAGE)
+
+    def owns(self, parameter: nn.Parameter) -> bool:
+        """Whether this process counts and saves it: one does for each."""
+        return self._owner.get(parameter, 0) == self._exchange.number
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Adds up gradients over the processes: each is at its owner then and nowhere else, the table's everywhere.
+
+        Those that no process has stay None.
+        """
+        if self._table is not None:
+            self._table.grad = self._rows(self._table)
+        own = self._exchange.number
+        given: list[list[int]] = []
+        flags = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
+        for turn in range(max(map(len, self._sums))):
+            page = self._exchange.page()
+            for owner in self._others:
+                self._write(page[own], self._lane_of(own, owner), _at(self._sums[owner], turn))
+            if turn == 0:
+                page[own, : len(flags)] = flags
+            self._exchange.meet()
+            if turn == 0:
+                given = page[:, : len(flags)].tolist()
+                self._begin([any(of_all) for of_all in zip(*given, strict=True)])
+            for other in self._others:
+                self._add(page[other], self._lane_of(other, own), _at(self._sums[own], turn), given[other])
+        for parameter in self._parameters:
+            if not self.owns(parameter):
+                parameter.grad = None
+
+    def norm(self, own: Tensor) -> Tensor:
+        """The norm of all gradients as one vector.
+
+        Args:
+            own: (), that of those which this process `owns`.
+        """
+        return self._exchange.gather(own[None]).square().sum().sqrt()
+
+    def on_optimizer_step(self, *_: Any, **more: Any) -> None:
+        """Each owner hands out the weights that it has stepped."""
+        self.spread()
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Gives all processes the weights as their owners have them."""
+        own = self._exchange.number
+        for turn in range(max(map(len, self._weights))):
+            page = self._exchange.page()
+            for piece in _at(self._weights[own], turn):
+                values = self._parameters[piece.number].view(-1)[piece.start : piece.stop]
+                _numbers(page[own], piece, values).copy_(values)
+            self._exchange.meet()
+            for other in self._others:
+                for piece in _at(self._weights[other], turn):
+                    values = self._parameters[piece.number].view(-1)[piece.start : piece.stop]
+                    values.copy_(_numbers(page[other], piece, values))
+
+    @contextmanager
+    def whole(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Within the block the first process has the optimiser's state of every parameter, to be saved."""
+        kept = {
+            number: {name: (value.shape, value.dtype) for name, value in optimizer.state[parameter].items()}
+            for number, parameter in enumerate(self._parameters)
+            if self.owns(parameter) and parameter in optimizer.state
+        }
+        for owner, states in enumerate(processes.gather(kept)):
+            for number, named in states.items():
+                parameter = self._parameters[number]
+                for name, (shape, dtype) in named.items():
+                    own = owner == self._exchange.number
+                    values = optimizer.state[parameter][name].view(-1) if own else torch.empty(0, dtype=dtype)
+                    values = self._exchange.gather(values)
+                    if processes.is_main():
+                        optimizer.state[parameter][name] = values.view(shape)
+        yield
+        self.forget(optimizer)
+
+    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drops the optimiser's state of what other processes own."""
+        for parameter in self._parameters:
+            if not self.owns(parameter):
+                optimizer.state.pop(parameter, None)
+
+    def _plans(self, lane: int) -> list[list[list[Piece]]]:
+        """For each owner the pieces of each turn."""
+        numbered = list(enumerate(self._parameters))
+        return [pieces([one for one in numbered if self._owner[one[1]] == owner], lane) for owner in self._all]
+
+    def _lane_of(self, writer: int, owner: int) -> int:
+        """Where in its row a process writes what is for an owner: behind the flags, a lane for each other process."""
+        return self._flags + self._lane * (owner - (owner > writer))
+
+    def _rows(self, weight: Tensor) -> Tensor | None:
+        """The sum of a sparse gradient: of the rows that a batch read, each with its number beside it."""
+        gradient, columns = weight.grad, weight.shape[1]
+        number = torch.empty(0, 8 // weight.element_size(), dtype=weight.dtype)
+        rows = torch.empty(0, number.shape[1] + columns, dtype=weight.dtype)
+        if gradient is not None:
+            number = gradient._indices()[0][:, None].view(weight.dtype)
+            rows = torch.cat([number, gradient._values()], 1)
+        rows = self._exchange.gather(rows)
+        if not len(rows):
+            return None
+        numbers = rows[:, : number.shape[1]].contiguous().view(torch.int64)
+        return torch.sparse_coo_tensor(numbers.T, rows[:, number.shape[1] :], weight.shape, check_invariants=False)
+
+    def _write(self, row: Tensor, lane: int, planned: Sequence[Piece]) -> None:
+        for piece in planned:
+            gradient = self._parameters[piece.number].grad
+            if gradient is not None:
+                _numbers(row[lane:], piece, gradient).copy_(gradient.view(-1)[piece.start : piece.stop])
+
+    def _begin(self, given: Sequence[bool]) -> None:
+        """Zeros where others have a gradient of what this process owns, and it has none."""
+        for number, parameter in enumerate(self._parameters):
+            if given[number] and parameter.grad is None and self.owns(parameter):
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _add(self, row: Tensor, lane: int, planned: Sequence[Piece], given: Sequence[int]) -> None:
+        for piece in planned:
+            gradient = self._parameters[piece.number].grad
+            if given[piece.number] and gradient is not None:
+                gradient.view(-1)[piece.start : piece.stop].add_(_numbers(row[lane:], piece, gradient))
+
+
+def owners(sizes: Sequence[int], count: int) -> list[int]:
+    """Which of `count` processes owns each of some parameters: the largest first, each goes to whoever has least."""
+    chosen, loads = [0] * len(sizes), [0] * count
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        chosen[number] = loads.index(min(loads))
+        loads[chosen[number]] += sizes[number]
+    return chosen
+
+
+def pieces(parameters: Sequence[tuple[int, Tensor]], lane: int) -> list[list[Piece]]:
+    """The values of some numbered parameters one behind the other, cut so that those of a turn fill `lane` bytes."""
+    turns: list[list[Piece]] = [[]]
+    place = 0
+    for number, parameter in parameters:
+        start = 0
+        while start < parameter.numel():
+            if place >= lane:
+                turns.append([])
+                place = 0
+            stop = min(parameter.numel(), start + (lane - place) // parameter.element_size())
+            turns[-1].append(Piece(number, start, stop, place))
+            place += _lines((stop - start) * parameter.element_size())
+            start = stop
+    return turns
+
+
+def _at(turns: list[list[Piece]], turn: int) -> list[Piece]:
+    return turns[turn] if turn < len(turns) else []
+
+
+def _lines(size: int) -> int:
+    """Bytes in whole lines."""
+    return -(-size // LINE) * LINE
+
+
+def _numbers(lane: Tensor, piece: Piece, like: Tensor) -> Tensor:
+    """A piece of a lane of bytes, as numbers of the kind of `like`."""
+    size = (piece.stop - piece.start) * like.element_size()
+    return lane[piece.place : piece.place + size].view(like.dtype)
