@@ -31,19 +31,19 @@ def recipe(quiet_teacher, intents_folder):
 TOLD = """
 from pathlib import Path
 from distill.training.zero import Zero
-spread = Zero.spread
+collect = Zero.collect
 def told(self):
     Path("{path}").touch()
-    spread(self)
-Zero.spread = told
+    collect(self)
+Zero.collect = told
 """
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
     """And measured together they say what one says, bit for bit: three batches of test rows, the last one shorter."""
     runs = {"alone": (1, recipe({"batch_size": 22})), "both": (2, recipe({"batch_size": 11}))}
-    launch(TOLD.format(path=tmp_path / "spread"), "evaluate", **runs).end()
-    assert (tmp_path / "spread").exists()  # in memory, not through gloo
+    launch(TOLD.format(path=tmp_path / "collected"), "evaluate", **runs).end()
+    assert (tmp_path / "collected").exists()  # in memory, not through gloo
     said = [np.load(tmp_path / name / "work" / "teacher_test.npz") for name in ("alone", "both")]
     assert len(said[0]["logits"]) == 80
     assert all(np.array_equal(said[0][name], said[1][name]) for name in said[0].files)

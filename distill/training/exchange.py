@@ -1,4 +1,4 @@
-"""What processes of one machine tell each other in every step, through memory that they share.
+"""Memory that the processes of one machine share: what they tell each other in every step, and what all of them read.
 
 gloo sends every number through the network's loopback, which takes the cores that train: 24 ms for 7.1 million numbers
 between two processes of one thread each, where shared memory takes 9.
@@ -32,14 +32,27 @@ class Exchange:
     need wait until a page was read: who writes on it again has met those who read it since.
 
     Args:
-        memory: 2 * N * `PAGE` bytes, for N processes.
+        memory: 2 * N * `PAGE` bytes for the pages of N processes, and what `shared` is to give.
         peers: For the first process a socket to each other one; for these the one to the first.
     """
 
     def __init__(self, memory: mmap.mmap, peers: list[socket.socket]) -> None:
-        self.count, self.number, self._peers = processes.count(), processes.number(), peers
-        self._pages = torch.frombuffer(memory, dtype=torch.uint8).view(2, self.count, PAGE)
+        self.count, self.number, self._peers, self._memory = processes.count(), processes.number(), peers, memory
+        self._size = 2 * self.count * PAGE
+        self._pages = torch.frombuffer(memory, dtype=torch.uint8, count=self._size).view(2, self.count, PAGE)
         self._turn = 0
+
+    def shared(self, like: Tensor, place: int) -> Tensor:
+        """Memory that all processes read and write, for a tensor.
+
+        Args:
+            like: Of its shape and dtype.
+            place: Bytes behind the pages, in whole numbers.
+        """
+        if not like.numel():
+            return torch.empty_like(like)
+        values = torch.frombuffer(self._memory, dtype=like.dtype, count=like.numel(), offset=self._size + place)
+        return values.view(like.shape)
 
     def page(self) -> Tensor:
         """(N, `PAGE`) bytes: row `number` is to be written before the next `meet`, the others to be read after it."""
@@ -84,7 +97,7 @@ class Exchange:
 
 
 @contextmanager
-def exchange() -> Iterator[Exchange | None]:
+def exchange(size: int = 0) -> Iterator[Exchange | None]:
     """What processes tell each other through within the block; None where their process group has to do.
 
     That is with one process, on several machines, on Windows, and where the processes find no file that all can open.
@@ -93,10 +106,10 @@ def exchange() -> Iterator[Exchange | None]:
         yield None
         return
     with ExitStack() as stack:
-        yield _open(stack)
+        yield _open(stack, 2 * PAGE * processes.count() + size)
 
 
-def _open(stack: ExitStack) -> Exchange | None:
+def _open(stack: ExitStack, size: int) -> Exchange | None:
     """The first process offers a file and a socket in a folder that those of this machine reach; it goes at once."""
     link, memory = stack.enter_context(socket.socket(socket.AF_UNIX)), None
     with ExitStack() as until_met:
@@ -105,7 +118,9 @@ def _open(stack: ExitStack) -> Exchange | None:
             for place in (IN_MEMORY, None):
                 with suppress(OSError):  # there is none, it is full, or its name is too long for a socket
                     folder = until_met.enter_context(TemporaryDirectory(prefix="distill-", dir=place))
-                    Path(folder, "memory").write_bytes(bytes(2 * PAGE * processes.count()))
+                    with open(Path(folder, "memory"), "wb") as file:
+                        for start in range(0, size, PAGE):  # what is written there is room for
+                            file.write(bytes(min(PAGE, size - start)))
                     link.bind(f"{folder}/meet")
                     link.listen(processes.count())
                     return folder

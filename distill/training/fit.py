@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -31,6 +31,7 @@ from distill.training.rhythm import Rhythm, where_to_begin
 from distill.training.sharding import ShardedTrainer
 from distill.training.step_clock import StepClock
 from distill.training.trainer import DistillationModule, DistillationTrainer, pieces_of, sometimes_unused
+from distill.training.zero import room
 
 __all__ = ["DistillationModule", "DistillationTrainer", "fit", "flush_denormals", "tensor_collate"]
 
@@ -88,11 +89,14 @@ def fit(
         progress.stage(name, total=args.max_steps, unit="steps") as stage,
         lighter(student, settings, on_processor=args.use_cpu),
         states_given(student, settings, objective.student_taps, one) as frozen,
-        exchange() if args.use_cpu and not sharded else nullcontext() as shared,
+        ExitStack() as stack,
     ):
         flush_denormals()
         dense = settings.compile or settings.sharding != "none"
         by_rows = row_embedding(student) if args.use_cpu and not dense else None
+        shared = None
+        if args.use_cpu and not sharded:
+            shared = stack.enter_context(exchange(room(nn.ModuleList([student, objective]), by_rows)))
         rhythm = Rhythm(folder, task.metric, steps, settings.checkpoint_seconds, stage, save)
         callbacks: list[TrainerCallback] = [rhythm]
         if processes.is_main():

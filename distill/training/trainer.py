@@ -360,9 +360,11 @@ class DistillationTrainer(transformers.Trainer):
         return optimizer if isinstance(optimizer, RowAdamW) else None
 
     def close(self) -> None:
-        """Leaves the student's embedding as any other, its rows up to date."""
+        """Leaves the student's embedding as any other, its rows up to date, and its weights this process's own."""
         if self._rows is not None:
             self._rows.close()
+        if self._zero:
+            self._zero.close()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last line to what the loggers get."""

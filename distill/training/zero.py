@@ -1,8 +1,8 @@
 """ZeRO (Rajbhandari et al., 1910.02054, stage 2) on the processors of one machine: each process steps a part.
 
 Clipping and the optimiser take as long for half a batch as for a whole one: of 200 ms a step of two processes they were
-20. So each weight matrix has one process that owns it: gradients add up at their owners, who clip and step, and hand
-the weights to all. That is as much to exchange as the sum of all gradients in every process.
+20. So each weight matrix has one process that owns it: gradients add up at their owners, who clip and step. Weights are
+in memory that the processes share, so that what one has stepped all read.
 """
 
 from __future__ import annotations
@@ -33,28 +33,54 @@ class Piece(NamedTuple):
 
 
 class Zero(TrainerCallback):
-    """A process's part of every step. Between steps all processes have the same weights, as at its beginning.
+    """A process's part of every step.
 
     Args:
-        exchange: Of these processes.
-        module: What is trained, on the CPU; the first process's weights and buffers are given to all.
-        table: An embedding whose gradients are sparse: every process has and steps all of its rows.
+        exchange: Of these processes, with as much memory as `room` says.
+        module: What is trained, on the CPU. All processes begin with the first one's weights and buffers.
+        table: An embedding whose gradients are sparse: each process has its own, and steps all of its rows.
     """
 
     def __init__(self, exchange: Exchange, module: nn.Module, table: nn.Embedding | None = None) -> None:
-        self._exchange, self._table = exchange, table.weight if table else None
-        for parameter in module.parameters():  # pieces of it are to be views
-            parameter.data = parameter.data.contiguous()
-        for value in module.state_dict().values():
-            torch.distributed.broadcast(value, 0)
-        self._all = range(exchange.count)
-        self._others = [number for number in self._all if number != exchange.number]
-        self._parameters = [one for one in module.parameters() if one.requires_grad and one is not self._table]
+        self._exchange, self._module, self._table = exchange, module, table.weight if table else None
+        self._others = [number for number in range(exchange.count) if number != exchange.number]
+        self._parameters = divided(module, table)
         owning = owners([one.numel() for one in self._parameters], exchange.count)
         self._owner = dict(zip(self._parameters, owning, strict=True))
         self._flags = _lines(len(self._parameters))
         self._lane = (PAGE - self._flags) // (exchange.count - 1) // LINE * LINE
-        self._sums, self._weights = self._plans(self._lane), self._plans(PAGE)
+        numbered = list(enumerate(self._parameters))
+        self._plans = [
+            pieces([one for one in numbered if self._owner[one[1]] == owner], self._lane)
+            for owner in range(exchange.count)
+        ]
+
+    def on_train_begin(self, *_: Any, **more: Any) -> None:
+        """Shares the weights, now that the Trainer has moved and loaded them."""
+        self.share()
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """From here on there is one copy of the weights: none may write but in `optimizer.step`, after `collect`."""
+        for value in self._module.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+        place = 0
+        for parameter in self._parameters:
+            shared = self._exchange.shared(parameter, place)
+            if self._exchange.number == 0:
+                shared.copy_(parameter)
+            parameter.data = shared
+            place += _lines(parameter.numel() * parameter.element_size())
+        self._exchange.meet()
+
+    def on_optimizer_step(self, *_: Any, **more: Any) -> None:
+        """Waits until all have stepped what they own: nobody reads weights before."""
+        self._exchange.meet()
+
+    def close(self) -> None:
+        """Gives each process weights of its own again."""
+        for parameter in self._parameters:
+            parameter.data = parameter.data.clone()
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether this process counts and saves it: one does for each."""
@@ -71,10 +97,10 @@ class Zero(TrainerCallback):
         own = self._exchange.number
         given: list[list[int]] = []
         flags = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
-        for turn in range(max(map(len, self._sums))):
+        for turn in range(max(map(len, self._plans))):
             page = self._exchange.page()
             for owner in self._others:
-                self._write(page[own], self._lane_of(own, owner), _at(self._sums[owner], turn))
+                self._write(page[own], self._lane_of(own, owner), _at(self._plans[owner], turn))
             if turn == 0:
                 page[own, : len(flags)] = flags
             self._exchange.meet()
@@ -82,7 +108,7 @@ class Zero(TrainerCallback):
                 given = page[:, : len(flags)].tolist()
                 self._begin([any(of_all) for of_all in zip(*given, strict=True)])
             for other in self._others:
-                self._add(page[other], self._lane_of(other, own), _at(self._sums[own], turn), given[other])
+                self._add(page[other], self._lane_of(other, own), _at(self._plans[own], turn), given[other])
         for parameter in self._parameters:
             if not self.owns(parameter):
                 parameter.grad = None
@@ -94,25 +120,6 @@ class Zero(TrainerCallback):
             own: (), that of those which this process `owns`.
         """
         return self._exchange.gather(own[None]).square().sum().sqrt()
-
-    def on_optimizer_step(self, *_: Any, **more: Any) -> None:
-        """Each owner hands out the weights that it has stepped."""
-        self.spread()
-
-    @torch.no_grad()
-    def spread(self) -> None:
-        """Gives all processes the weights as their owners have them."""
-        own = self._exchange.number
-        for turn in range(max(map(len, self._weights))):
-            page = self._exchange.page()
-            for piece in _at(self._weights[own], turn):
-                values = self._parameters[piece.number].view(-1)[piece.start : piece.stop]
-                _numbers(page[own], piece, values).copy_(values)
-            self._exchange.meet()
-            for other in self._others:
-                for piece in _at(self._weights[other], turn):
-                    values = self._parameters[piece.number].view(-1)[piece.start : piece.stop]
-                    values.copy_(_numbers(page[other], piece, values))
 
     @contextmanager
     def whole(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -139,11 +146,6 @@ class Zero(TrainerCallback):
         for parameter in self._parameters:
             if not self.owns(parameter):
                 optimizer.state.pop(parameter, None)
-
-    def _plans(self, lane: int) -> list[list[list[Piece]]]:
-        """For each owner the pieces of each turn."""
-        numbered = list(enumerate(self._parameters))
-        return [pieces([one for one in numbered if self._owner[one[1]] == owner], lane) for owner in self._all]
 
     def _lane_of(self, writer: int, owner: int) -> int:
         """Where in its row a process writes what is for an owner: behind the flags, a lane for each other process."""
@@ -180,6 +182,16 @@ class Zero(TrainerCallback):
             gradient = self._parameters[piece.number].grad
             if given[piece.number] and gradient is not None:
                 gradient.view(-1)[piece.start : piece.stop].add_(_numbers(row[lane:], piece, gradient))
+
+
+def divided(module: nn.Module, table: nn.Embedding | None = None) -> list[nn.Parameter]:
+    """The parameters that are trained, but for the table's."""
+    return [one for one in module.parameters() if one.requires_grad and (table is None or one is not table.weight)]
+
+
+def room(module: nn.Module, table: nn.Embedding | None = None) -> int:
+    """Bytes of memory in which `Zero` shares the weights of a module."""
+    return sum(_lines(one.numel() * one.element_size()) for one in divided(module, table))
 
 
 def owners(sizes: Sequence[int], count: int) -> list[int]:

@@ -39,6 +39,7 @@ def trained(shared, half):
     model = Model(number if shared else 0)
     if shared:
         divided = zero.Zero(shared, model, model.table)
+        divided.share()
     else:
         model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     bare = model if shared else model.module
@@ -62,7 +63,7 @@ def trained(shared, half):
         norms.append(float(total_norm(bare.parameters(), 1.0, divided if shared else None)))
         optimizer.step()
         if shared:
-            divided.spread()
+            divided.on_optimizer_step()
             if half and step == 2:  # as a run that is killed and goes on
                 with divided.whole(optimizer):
                     state = [optimizer.state_dict() if processes.is_main() else None]
@@ -72,11 +73,12 @@ def trained(shared, half):
         optimizer.zero_grad()
     if shared:
         optimizer.close()
+        divided.close()
     kept = [name for name, value in bare.named_parameters() if value in optimizer.state]
     return {"norms": norms, "kept": kept, "weights": {name: one.tolist() for name, one in bare.named_parameters()}}
 
 with processes.together():
-    with module.exchange() as shared:
+    with module.exchange(zero.room(Model(0))) as shared:
         found = [trained(None, False), trained(shared, False), trained(shared, True)]
     Path(sys.argv[1], f"{processes.number()}.json").write_text(json.dumps(found))
 """
