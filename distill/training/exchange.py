@@ -47,7 +47,7 @@ class Exchange:
 
         Args:
             like: Of its shape and dtype.
-            place: Bytes behind the pages, in whole numbers.
+            place: At which of these bytes it begins: a multiple of the size of a number.
         """
         if not like.numel():
             return torch.empty_like(like)
@@ -101,6 +101,9 @@ def exchange(size: int = 0) -> Iterator[Exchange | None]:
     """What processes tell each other through within the block; None where their process group has to do.
 
     That is with one process, on several machines, on Windows, and where the processes find no file that all can open.
+
+    Args:
+        size: Bytes that `Exchange.shared` is to give.
     """
     if processes.count() == 1 or not hasattr(socket, "AF_UNIX"):
         yield None

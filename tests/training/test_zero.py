@@ -75,7 +75,10 @@ def trained(shared, half):
         optimizer.close()
         divided.close()
     kept = [name for name, value in bare.named_parameters() if value in optimizer.state]
-    return {"norms": norms, "kept": kept, "weights": {name: one.tolist() for name, one in bare.named_parameters()}}
+    found = {"norms": norms, "kept": kept, "weights": {name: one.tolist() for name, one in bare.named_parameters()}}
+    torch.nn.init.constant_(bare.large, number)
+    torch.distributed.barrier()
+    return {**found, "own": bare.large.unique().tolist()}
 
 with processes.together():
     with module.exchange(zero.room(Model(0))) as shared:
@@ -94,8 +97,9 @@ def test_weights_are_those_of_ddp(tmp_path, count):
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(count)]
     plain = found[0][0]
-    for of_one in found:
+    for number, of_one in enumerate(found):
         shared, resumed = of_one[1:]
+        assert shared["own"] == [number]  # what a process does after `close` is its own
         assert shared["weights"] == found[0][1]["weights"]  # the same in every process, bit for bit
         assert resumed["weights"] == shared["weights"]
         torch.testing.assert_close(shared["norms"], plain["norms"], rtol=1e-5, atol=1e-6)
