@@ -253,8 +253,8 @@ class TrainingRecipe(_Section):
     checkpoint_seconds: Positive = Field(60.0, description="About how often progress is saved for a resume.")
     sharding: Literal["none", "fsdp"] = Field(
         "none",
-        description="In several processes: the whole student in each (DDP), or `fsdp`, in each a part of its weights, "
-        "gradients and optimiser.",
+        description="In several processes: the whole student in each (DDP; ZeRO on the processors of one machine), or "
+        "`fsdp`, in each a part of its weights, gradients and optimiser.",
     )
     profile: bool = Field(False, description="Prints where the time of a step goes, part by part.")
     baseline: bool = Field(True, description="Also trains the same student without the teacher, the honest comparison.")

@@ -39,9 +39,20 @@ Zero.collect = told
 """
 
 
+NO_MEMORY = """
+import socket
+from distill.training import zero
+del socket.send_fds, zero.Zero.collect
+"""
+
+
 def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
     """And measured together they say what one says, bit for bit: three batches of test rows, the last one shorter."""
-    runs = {"alone": (1, recipe({"batch_size": 22})), "both": (2, recipe({"batch_size": 11}))}
+    alone, both = (
+        recipe({"batch_size": rows, "epochs": 2, "gradient_accumulation": 2, "learning_rate": 5e-3})
+        for rows in (22, 11)
+    )
+    runs = {"alone": (1, alone), "both": (2, both)}
     launch(TOLD.format(path=tmp_path / "collected"), "evaluate", **runs).end()
     assert (tmp_path / "collected").exists()  # in memory, not through gloo
     said = [np.load(tmp_path / name / "work" / "teacher_test.npz") for name in ("alone", "both")]
@@ -54,6 +65,10 @@ def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
     assert len(losses[0]) >= 10
     assert max(losses[0]) - min(losses[0]) > 0.02  # were they all alike, equal curves would say nothing
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    launch(NO_MEMORY, apart=(2, both)).end()
+    assert [point["loss"] for point in curve(tmp_path / "apart") if "loss" in point] == pytest.approx(
+        losses[0], abs=1e-3
+    )
     for name, value in weights.items():
         torch.testing.assert_close(
             shared[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"

@@ -1,4 +1,4 @@
-"""A student in parts (FSDP2) learns what a whole one in each process (DDP) learns; what it leaves is whole."""
+"""A student in parts (FSDP2) learns what a whole one in each process learns; what it leaves is whole."""
 
 import json
 import subprocess

@@ -11,7 +11,7 @@ class Memory(nn.Module):
 
     The teacher does not change, so what it said of a text stays true however long ago (CRD, 1910.10699; SEED's queue,
     2101.04731). Rows are buffers: they are checkpointed with the projections, a resume goes on from them, and they go
-    where the objective goes, not into the student. Each process remembers what it saw itself.
+    where the objective goes, not into the student. Of several processes all have what the first one saw.
 
     Args:
         size: Rows that are kept.

@@ -7,19 +7,20 @@ between two processes of one thread each, where shared memory takes 9.
 from __future__ import annotations
 
 import mmap
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from distill import processes
 
-IN_MEMORY = "/dev/shm"
-"""Linux's folder of files that no disk holds; elsewhere the folder for temporary files does."""
+IN_MEMORY = hasattr(os, "memfd_create")
+"""Whether there are files that no disk holds, as on Linux; elsewhere temporary ones do."""
 
 PAGE = 1 << 22
 """Bytes that a process writes before the others read them."""
@@ -37,10 +38,15 @@ class Exchange:
     """
 
     def __init__(self, memory: mmap.mmap, peers: list[socket.socket]) -> None:
-        self.count, self.number, self._peers, self._memory = processes.count(), processes.number(), peers, memory
+        self.count, self.number, self._peers = processes.count(), processes.number(), peers
+        self._memory: mmap.mmap | None = memory
         self._size = 2 * self.count * PAGE
         self._pages = torch.frombuffer(memory, dtype=torch.uint8, count=self._size).view(2, self.count, PAGE)
         self._turn = 0
+
+    def close(self) -> None:
+        """Lets go of the memory, which ends with the last tensor that is in it."""
+        self._memory, self._pages = None, torch.empty(0)
 
     def shared(self, like: Tensor, place: int) -> Tensor:
         """Memory that all processes read and write, for a tensor.
@@ -87,7 +93,7 @@ class Exchange:
             if self.number:
                 self._peers[0].sendall(b".")
             came = [peer.recv(1) for peer in self._peers]
-            if not self.number:
+            if not self.number and all(came):
                 for peer in self._peers:
                     peer.sendall(b".")
         except OSError:
@@ -100,45 +106,59 @@ class Exchange:
 def exchange(size: int = 0) -> Iterator[Exchange | None]:
     """What processes tell each other through within the block; None where their process group has to do.
 
-    That is with one process, on several machines, on Windows, and where the processes find no file that all can open.
+    That is with one process, on several machines, on Windows, and where there is no room for a file.
 
     Args:
         size: Bytes that `Exchange.shared` is to give.
     """
-    if processes.count() == 1 or not hasattr(socket, "AF_UNIX"):
+    if processes.count() == 1 or not hasattr(socket, "send_fds"):
         yield None
         return
     with ExitStack() as stack:
-        yield _open(stack, 2 * PAGE * processes.count() + size)
+        opened = _open(stack, 2 * PAGE * processes.count() + size)
+        if opened:
+            stack.callback(opened.close)
+        yield opened
 
 
 def _open(stack: ExitStack, size: int) -> Exchange | None:
-    """The first process offers a file and a socket in a folder that those of this machine reach; it goes at once."""
-    link, memory = stack.enter_context(socket.socket(socket.AF_UNIX)), None
+    """The first process listens on a socket that those of its machine reach, and hands them its file."""
+    link, file = stack.enter_context(socket.socket(socket.AF_UNIX)), None
     with ExitStack() as until_met:
 
-        def offer() -> str:
-            for place in (IN_MEMORY, None):
-                with suppress(OSError):  # there is none, it is full, or its name is too long for a socket
-                    folder = until_met.enter_context(TemporaryDirectory(prefix="distill-", dir=place))
-                    with open(Path(folder, "memory"), "wb") as file:
-                        for start in range(0, size, PAGE):  # what is written there is room for
-                            file.write(bytes(min(PAGE, size - start)))
-                    link.bind(f"{folder}/meet")
-                    link.listen(processes.count())
-                    return folder
+        def listen() -> str:
+            nonlocal file
+            with suppress(OSError):  # there is no room, or the folder's name is too long for a socket
+                file = stack.enter_context(_file(size))
+                folder = until_met.enter_context(TemporaryDirectory(prefix="distill-"))
+                link.bind(f"{folder}/meet")
+                link.listen(processes.count())
+                return folder
             return ""
 
-        folder = processes.agree(offer)
-        with suppress(OSError):
-            if folder and not processes.is_main():
+        folder = processes.agree(listen)
+        reached = bool(folder)
+        if folder and not processes.is_main():
+            try:
                 link.connect(f"{folder}/meet")
-            if folder:
-                with open(Path(folder, "memory"), "r+b") as file:
-                    memory = mmap.mmap(file.fileno(), 0)
-        if not all(processes.gather(memory is not None)) or memory is None:
+            except OSError:
+                reached = False
+        if not all(processes.gather(reached)):
             return None
-    peers = [link]
-    if processes.is_main():
-        peers = [stack.enter_context(link.accept()[0]) for _ in range(processes.count() - 1)]
-    return Exchange(memory, peers)
+    if file is None:
+        _, (number,), _, _ = socket.recv_fds(link, 1, 1)
+        with open(number, "r+b"):
+            return Exchange(mmap.mmap(number, size), [link])
+    peers = [stack.enter_context(link.accept()[0]) for _ in range(processes.count() - 1)]
+    for peer in peers:
+        socket.send_fds(peer, [b"."], [file.fileno()])
+    return Exchange(mmap.mmap(file.fileno(), size), peers)
+
+
+def _file(size: int) -> IO[bytes]:
+    """A file without a name that there is room for: in memory on Linux, elsewhere where temporary files are."""
+    file: IO[bytes] = open(os.memfd_create("distill"), "w+b") if IN_MEMORY else TemporaryFile()  # noqa: SIM115
+    for start in range(0, size, PAGE):
+        file.write(bytes(min(PAGE, size - start)))
+    file.flush()
+    return file

@@ -126,11 +126,11 @@ def fit(
             batch_tokens=settings.batch_tokens,
             began=began,
         )
+        stack.callback(trainer.close)
         if checkpoint or not processes.is_main():
             # Each process drops out other units; a checkpoint has the state of those that wrote it, new ones draw anew.
             torch.manual_seed(seed + processes.number() + int(checkpoint.rpartition("-")[2] or 0))
         trainer.train(resume_from_checkpoint=checkpoint or None)
-        trainer.close()
     return [_point(entry, task.metric) for entry in trainer.state.log_history if _is_point(entry, task.metric)]
 
 

@@ -62,6 +62,7 @@ class Rhythm(TrainerCallback):
         self.stage.note(f"{self.metric} {value:.3f}")
         if state.is_world_process_zero and value > best_metric(self.best_folder):
             self._replace_best({"metric": self.metric, "value": value, "step": state.global_step})
+        processes.wait()  # to save may change weights for a moment (`TargetUnit.original`), which all may share
 
     def _replace_best(self, facts: dict[str, Any]) -> None:
         def fill(folder: Path) -> None:

@@ -87,7 +87,7 @@ class DistillationModule(nn.Module):
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives all processes the first one's buffers before every pass, as DDP does: a checkpoint holds the first one's.
+    """Gives all processes the first one's buffers before every pass: it is these that a checkpoint holds.
 
     Args:
         module: Buffers that its `state_dict` leaves out do not change.

@@ -1,12 +1,13 @@
 """ZeRO (Rajbhandari et al., 1910.02054, stage 2) on the processors of one machine: each process steps a part.
 
-Clipping and the optimiser take as long for half a batch as for a whole one: of 200 ms a step of two processes they were
-20. So each weight matrix has one process that owns it: gradients add up at their owners, who clip and step. Weights are
-in memory that the processes share, so that what one has stepped all read.
+Clipping and the optimiser take as long for half a batch as for a whole one. So each weight matrix has one process that
+owns it: gradients add up at their owners, who clip and step. These weights are in memory that the processes share, so
+that what one has stepped all read.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -50,18 +51,19 @@ class Zero(TrainerCallback):
         self._flags = _lines(len(self._parameters))
         self._lane = (PAGE - self._flags) // (exchange.count - 1) // LINE * LINE
         numbered = list(enumerate(self._parameters))
-        self._plans = [
+        plans = [
             pieces([one for one in numbered if self._owner[one[1]] == owner], self._lane)
             for owner in range(exchange.count)
         ]
-
-    def on_train_begin(self, *_: Any, **more: Any) -> None:
-        """Shares the weights, now that the Trainer has moved and loaded them."""
-        self.share()
+        self._turns = list(itertools.zip_longest(*plans, fillvalue=[]))  # in each, what is for each owner
 
     @torch.no_grad()
-    def share(self) -> None:
-        """From here on there is one copy of the weights: none may write but in `optimizer.step`, after `collect`."""
+    def on_train_begin(self, *_: Any, **more: Any) -> None:
+        """Shares the weights, now that the Trainer has moved and loaded them.
+
+        From here to `close` there is one copy: who writes it while another may read changes the other's step. Owners
+        step after `collect`, when all are done with their passes; what else writes has to let all wait.
+        """
         for value in self._module.state_dict().values():
             torch.distributed.broadcast(value, 0)
         place = 0
@@ -97,10 +99,10 @@ class Zero(TrainerCallback):
         own = self._exchange.number
         given: list[list[int]] = []
         flags = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
-        for turn in range(max(map(len, self._plans))):
+        for turn, planned in enumerate(self._turns):
             page = self._exchange.page()
             for owner in self._others:
-                self._write(page[own], self._lane_of(own, owner), _at(self._plans[owner], turn))
+                self._write(page[own], self._lane_of(own, owner), planned[owner])
             if turn == 0:
                 page[own, : len(flags)] = flags
             self._exchange.meet()
@@ -108,7 +110,7 @@ class Zero(TrainerCallback):
                 given = page[:, : len(flags)].tolist()
                 self._begin([any(of_all) for of_all in zip(*given, strict=True)])
             for other in self._others:
-                self._add(page[other], self._lane_of(other, own), _at(self._plans[own], turn), given[other])
+                self._add(page[other], self._lane_of(other, own), planned[own], given[other])
         for parameter in self._parameters:
             if not self.owns(parameter):
                 parameter.grad = None
@@ -119,7 +121,7 @@ class Zero(TrainerCallback):
         Args:
             own: (), that of those which this process `owns`.
         """
-        return self._exchange.gather(own[None]).square().sum().sqrt()
+        return self._exchange.gather(own.double()[None]).square().sum().sqrt().to(own.dtype)
 
     @contextmanager
     def whole(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -218,10 +220,6 @@ def pieces(parameters: Sequence[tuple[int, Tensor]], lane: int) -> list[list[Pie
             place += _lines((stop - start) * parameter.element_size())
             start = stop
     return turns
-
-
-def _at(turns: list[list[Piece]], turn: int) -> list[Piece]:
-    return turns[turn] if turn < len(turns) else []
 
 
 def _lines(size: int) -> int:

@@ -23,7 +23,7 @@ if "elsewhere" in sys.argv and processes.number() == 2:
     agree = processes.agree
     processes.agree = lambda decide: agree(decide) + "/of/another/machine"
 if "disk" in sys.argv:
-    module.IN_MEMORY = "/not/there"
+    module.IN_MEMORY = False
 if "nowhere" in sys.argv:
     tempfile.tempdir = "/not/there"
 with processes.together():
@@ -35,6 +35,8 @@ with processes.together():
             for name, rows in {"none": 0, "some": number, "many": 40 - 3 * number}.items():
                 given = torch.randn(rows, 5)
                 found[name] = [given.tolist(), shared.gather(given).tolist()]
+            found["seen"] = "memfd:distill" in Path("/proc/self/maps").read_text()
+    found["left"] = "memfd:distill" in Path("/proc/self/maps").read_text()
     Path(sys.argv[1], f"{processes.number()}.json").write_text(json.dumps(found))
 """
 
@@ -53,6 +55,7 @@ def test_every_process_has_what_all_give(tmp_path):
     for name in ("none", "some", "many"):
         given = [row for one in found for row in one[name][0]]
         assert [one[name][1] for one in found] == [given] * 3
+    assert [(one["seen"], one["left"]) for one in found] == [(True, False)] * 3
 
 
 def test_files_on_a_disk_do_where_none_are_in_memory(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def trained(shared, half):
     model = Model(number if shared else 0)
     if shared:
         divided = zero.Zero(shared, model, model.table)
-        divided.share()
+        divided.on_train_begin()
     else:
         model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     bare = model if shared else model.module
