@@ -48,7 +48,7 @@ def trained(shared, half):
     if not shared:
         optimizer.close()
         optimizer = torch.optim.AdamW(bare.parameters(), **settings)
-    norms, saved = [], None
+    norms = []
     for step in range(5):
         if shared:
             loss(model, step, number, 0).backward()
