@@ -77,12 +77,17 @@ def test_two_processes_learn_what_one_learns(tmp_path, launch, recipe):
 
 DYING = """
 from distill.training.trainer import DistillationTrainer
-save = DistillationTrainer._save_checkpoint
+load, save = DistillationTrainer._load_optimizer_and_scheduler, DistillationTrainer._save_checkpoint
+begun_anew = True
+def load_and_know(self, checkpoint):
+    global begun_anew
+    begun_anew = checkpoint is None
+    load(self, checkpoint)
 def save_and_die(self, *given):
     save(self, *given)
-    begun_anew = self._initial_global_step == 0
     if self.args.output_dir.split(os.sep)[-3].startswith("from") and begun_anew and self.state.global_step >= 10:
         os._exit(0)
+DistillationTrainer._load_optimizer_and_scheduler = load_and_know
 DistillationTrainer._save_checkpoint = save_and_die
 """
 """Runs called from... end without a word at their first checkpoint from step 10 on, unless they began at one."""

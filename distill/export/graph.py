@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from distill.attending import attending
 from distill.encoders import own_config
 from distill.errors import ExportError
 from distill.export.passes import DEFAULT, Pass, apply_passes
@@ -285,16 +286,12 @@ def _plain_attention(model: Any) -> Iterator[None]:
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    before = getattr(model.config, "_attn_implementation", None)
-    if before not in (None, "eager"):
-        model.set_attn_implementation("eager")
     ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _additive_mask
     try:
-        yield
+        with attending(model, "eager", lambda own: own != "eager"):
+            yield
     finally:
         del ALL_MASK_ATTENTION_FUNCTIONS["eager"]
-        if before not in (None, "eager"):
-            model.set_attn_implementation(before)
 
 
 def _additive_mask(

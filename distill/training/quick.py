@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from distill.attending import attending
+
 NAME = "distill_quick"
 """What transformers calls our attention."""
 
@@ -128,15 +130,11 @@ def quick(model: Any) -> Iterator[None]:
         yield
         return
     swapped = [(name, part) for name, part in model.named_modules() if type(part) is nn.Dropout]
-    own = model.config._attn_implementation
     for name, part in swapped:
         model.set_submodule(name, QuickDropout(part.p).train(part.training))
-    if own == "sdpa":
-        model.set_attn_implementation(NAME)
     try:
-        yield
+        with attending(model, NAME, lambda own: own == "sdpa"):
+            yield
     finally:
         for name, part in swapped:
             model.set_submodule(name, part.train(model.training))
-        if own == "sdpa":
-            model.set_attn_implementation(own)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +101,11 @@ class ShardedTrainer(DistillationTrainer):
         self._given = {"student": student, "objective": objective}
         divided = copy.deepcopy(self._given)
         super().__init__(divided["student"], divided["objective"], *args, **more)
+        self._leave_as_it_is()
 
     def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
         inside = any(tap.split(".")[0] not in FREE_BETWEEN for tap in module.objective.student_taps)
         shard(module, args.device, keep_layers=inside, keep_rest=True)
-        # What the Trainer calls a model that comes to it in parts: it is neither moved nor wrapped.
-        setattr(module, "is_distributed_loading_by_transformers", True)  # noqa: B010
         share_buffers(module)
         return module
 
@@ -120,15 +118,17 @@ class ShardedTrainer(DistillationTrainer):
             module.to(self.args.device).load_state_dict(own)
         return self._given["student"]
 
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
-        """Every batch's gradients are divided at once: whole ones would cost what sharding saves."""
-        return nullcontext()
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """It is there already, in parts."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         return _whole(super()._get_grad_norm(model, grad_norm))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, _whole(self.model.state_dict()))
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in any Trainer, whole; every process must ask."""
+        state = _whole(self.model.state_dict())
+        if self.args.should_save:
+            self._save(output_dir, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         found = safetensors.torch.load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
@@ -141,12 +141,8 @@ class ShardedTrainer(DistillationTrainer):
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+    def _own_part(self, state: dict[str, Any]) -> dict[str, Any]:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for number, values in state["state"].items():
             state["state"][number] = {name: _part(value, parameters[number]) for name, value in values.items()}
-        self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        return state

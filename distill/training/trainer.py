@@ -21,6 +21,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from distill import processes
 from distill.data.sampling import ProcessBatches, sample_batches
@@ -200,8 +201,8 @@ class DistillationTrainer(transformers.Trainer):
             callbacks=[*(callbacks or []), *([self._zero] if self._zero else []), self.clock],
         )
         self.remove_callback(transformers.PrinterCallback)
-        if self._zero:  # in place of DDP, in which accelerate wraps what is not for evaluation
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        if self._zero:
+            self._leave_as_it_is()
         # Each term is divided here, once: the Trainer must not divide by the accumulation steps as well.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -214,6 +215,11 @@ class DistillationTrainer(transformers.Trainer):
 
     def _place(self, module: DistillationModule, args: TrainingArguments) -> DistillationModule:
         return module
+
+    def _leave_as_it_is(self) -> None:
+        """No DDP: accelerate wraps what is not for evaluation."""
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(prepare, device_placement=False, evaluation_mode=True)
 
     @property
     def student(self) -> Any:
@@ -404,9 +410,18 @@ class DistillationTrainer(transformers.Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        # Read to the processor: for several processes transformers 5.17 names a device that torch refuses.
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        self.optimizer.load_state_dict(self._own_part(state))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         if self._zero:
             self._zero.forget(self.optimizer)
+
+    def _own_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Of the whole state of the optimiser, which lies in a file, what this process keeps of its own."""
+        return copy.deepcopy(state)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._failure.check()

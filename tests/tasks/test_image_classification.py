@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTForImageClassification, pipeline
+from transformers import ViTForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from distill.candidates import fastest, machine_target
 from distill.cards import load_student_card
