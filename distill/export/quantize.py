@@ -303,7 +303,7 @@ def _quantize_products(
         return
     if not fused and within is not None and within.axes != 3:
         within = None  # of static products in standard operators, ONNX Runtime joins those of (B, L, K) alone
-    quantised = _quantised(first, x, within)
+    quantised = _quantised(first, x, within, domain=FUSED if fused else "")
     for found in group:
         numbers, scales = weights.of(found.weight)
         if fused:
@@ -315,14 +315,17 @@ def _quantize_products(
         take_over(found.result, result)
 
 
-def _quantised(anchor: ir.Node, x: ir.Value, within: Range | None) -> Sequence[ir.Value]:
-    """uint8, its scale and its zero point, before `anchor`."""
+def _quantised(anchor: ir.Node, x: ir.Value, within: Range | None, *, domain: str) -> Sequence[ir.Value]:
+    """uint8, its scale and its zero point, before `anchor`.
+
+    QuantizeLinear is of `domain`: of opset 23's, which files with fused attention have, ONNX Runtime 1.23 has none.
+    """
     if within is None:
         return node_before(anchor, "DynamicQuantizeLinear", [x], count=3).outputs
     assert anchor.graph is not None
     scale = constant(anchor.graph, np.array(within.scale, np.float32), f"{x.name}.scale")
     zero = constant(anchor.graph, np.array(within.zero, np.uint8), f"{x.name}.zero")
-    return [node_before(anchor, "QuantizeLinear", [x, scale, zero]).outputs[0], scale, zero]
+    return [node_before(anchor, "QuantizeLinear", [x, scale, zero], domain=domain).outputs[0], scale, zero]
 
 
 def _fused_product(found: Product, quantised: Sequence[ir.Value], numbers: ir.Value, scales: ir.Value) -> ir.Value:

@@ -340,7 +340,7 @@ def test_a_shard_that_cannot_be_written_ends_the_build(build, monkeypatch):
 def test_weights_are_cast_to_bf16_once(build, encoded):
     def casts(rows):
         teacher = LiveTeacher(BertTeacher().model, ["logits"], bf16=True)
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True, acc_events=True) as seen:
             build(teacher, f"of-{rows}", encoded=encoded[:rows], batch_size=4)
         return sum(
             event.count

@@ -188,13 +188,13 @@ def test_both_files_say_and_write_what_the_model_does(kind, make_captioner, tmp_
     with torch.no_grad():
         expected = model(pixel_values=pixels, decoder_input_ids=shown).logits.numpy()
     values = {"pixel_values": pixels.numpy(), "decoder_input_ids": shown.numpy()}
-    np.testing.assert_allclose(open_graph(tmp_path / "whole.onnx").predict(values)["logits"], expected, atol=5e-5)
-    np.testing.assert_allclose(graph.predict(values)["logits"], expected, atol=5e-5)
+    np.testing.assert_allclose(open_graph(tmp_path / "whole.onnx").predict(values)["logits"], expected, atol=1e-4)
+    np.testing.assert_allclose(graph.predict(values)["logits"], expected, atol=1e-4)
     step, past, said = graph.stepper(values), None, []
     for place in range(6):
         logits, past = step(values["decoder_input_ids"][:, place : place + 1], past)
         said.append(logits)
-    np.testing.assert_allclose(np.stack(said, axis=1), expected, atol=5e-5)
+    np.testing.assert_allclose(np.stack(said, axis=1), expected, atol=1e-4)
     for beams in (1, 3):
         rules = Rules(ends=(END,), max_new_tokens=8, start=BEGIN, beams=beams)
         assert graph.write(values, rules) == TorchPredictor(model, TASK).write(values, rules)
