@@ -1,7 +1,11 @@
 """The facts of this machine, against what the kernel says."""
 
+import errno
 import json
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +92,17 @@ def test_the_load_average_is_the_kernels():
     told = load_average()
     assert told is not None
     assert told >= 0
+
+
+@pytest.mark.skipif(platform.system() != "Linux" or platform.machine() != "x86_64", reason="Linux on x86-64")
+def test_amx_can_be_taken_away():
+    """What the tables without AMX were measured with."""
+    ask = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(158, 0x1023, 18), ctypes.get_errno())
+"""
+    without = Path(__file__).parents[1] / "benchmarks" / "without_amx.py"
+    command = [sys.executable, str(without), sys.executable, "-c", ask]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["-1", str(errno.EPERM)]
