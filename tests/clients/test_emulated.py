@@ -122,6 +122,7 @@ def reader(minilm_folder: Path, shared_data: Path, tmp_path_factory: pytest.Temp
     return Reader(model, folder, texts, ids)
 
 
+@pytest.mark.skipif(version("onnxruntime").startswith("1.23."), reason="ONNX Runtime 1.23 for Arm aborts when emulated")
 def test_arm64_gives_the_same_tokens_and_labels(reader: Reader, arm64: Path, tmp_path: Path) -> None:
     int8 = reader.export(tmp_path / "int8.onnx", "arm64")
     assert "DynamicQuantizeMatMul" in {node.op_type for node in onnx.load(int8).graph.node}  # Arm has kernels for it
