@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,16 @@ def attending(model: Any, implementation: str, where: Callable[[str], bool]) -> 
         if isinstance(part, PreTrainedModel):
             parts.setdefault(id(part.config), part)
     before = [(part, part.config._attn_implementation) for part in parts.values()]
-    changed = [(part, own) for part, own in before if own is not None and where(own)]
-    for part, _ in changed:
-        part.set_attn_implementation(implementation)
+    before = [(part, own) for part, own in before if own is not None]
     try:
+        _tell((part, implementation if where(own) else own) for part, own in before)
         yield
     finally:
-        for part, own in changed:
-            part.set_attn_implementation(own)
+        _tell(before)
+
+
+def _tell(wanted: Iterable[tuple[PreTrainedModel, str]]) -> None:
+    """Sets what is not so yet, from the outside in: what a model is told, it passes on to those inside."""
+    for part, implementation in wanted:
+        if part.config._attn_implementation != implementation:
+            part.set_attn_implementation(implementation)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +216,9 @@ class DistillationTrainer(transformers.Trainer):
         return module
 
     def _leave_as_it_is(self) -> None:
-        """No DDP: accelerate wraps what is not for evaluation."""
+        """Neither moved nor put into DDP: accelerate wraps what is not for evaluation."""
         prepare = self.accelerator.prepare_model
-        self.accelerator.prepare_model = partial(prepare, device_placement=False, evaluation_mode=True)
+        self.accelerator.prepare_model = lambda model, **_: prepare(model, device_placement=False, evaluation_mode=True)
 
     @property
     def student(self) -> Any:
