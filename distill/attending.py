@@ -25,8 +25,7 @@ def attending(model: Any, implementation: str, where: Callable[[str], bool]) -> 
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             parts.setdefault(id(part.config), part)
-    before = [(part, part.config._attn_implementation) for part in parts.values()]
-    before = [(part, own) for part, own in before if own is not None]
+    before = [(part, own) for part in parts.values() if (own := part.config._attn_implementation) is not None]
     try:
         _tell((part, implementation if where(own) else own) for part, own in before)
         yield
