@@ -70,8 +70,11 @@ for number in (0, 1):
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+sys.exit(CRASHED if min(ends) < 0 else max(ends))
 """
+CRASHED = 99
+"""What it ends with where a signal ended one of its two processes."""
 
 
 @pytest.fixture
@@ -146,7 +149,11 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, launch, recipe,
 
 def test_gradients_of_shared_layers_and_tied_weights_are_those_of_a_whole_model():
     """ALBERT runs one layer three times; GPT-2 and T5 read their embedding again at the end. Two batches each."""
-    done = subprocess.run([sys.executable, "-c", GRADIENTS], capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-c", GRADIENTS.replace("CRASHED", str(CRASHED))]
+    for _ in range(2):  # seen once in hundreds of runs: gloo's own thread crashes (torch 2.13, `Pair::recv`)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        if done.returncode != CRASHED:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
 
 
