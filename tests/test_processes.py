@@ -13,6 +13,9 @@ from distill import processes
 from distill.data.sampling import LengthBucketSampler, ProcessBatches
 from distill.training.trainer import pieces_of
 
+# Seen once in hundreds of runs: a thread of gloo crashes in its own code (torch 2.13, `Pair::recv`).
+pytestmark = pytest.mark.flaky(reruns=1, only_rerun=r"one of them ended with -11\b")
+
 
 @pytest.fixture
 def recipe(quiet_teacher, intents_folder):

@@ -13,6 +13,9 @@ from distill.errors import RecipeError, TrainingError
 from distill.processes import together
 from distill.recipe import Recipe
 
+# Seen once in hundreds of runs: a thread of gloo crashes in its own code (torch 2.13, `Pair::recv`).
+pytestmark = pytest.mark.flaky(reruns=1, only_rerun=r"one of them ended with -11\b")
+
 DENSE = "distill.training.fit.row_embedding = lambda student: None"
 """AdamW by rows, which a whole student is updated by, differs from the usual one in its rounding."""
 
@@ -71,10 +74,9 @@ for number in (0, 1):
             os._exit(1)
         os._exit(0)
 ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-sys.exit(CRASHED if min(ends) < 0 else max(ends))
+print(*[f"one of them ended with {end}" for end in ends if end], file=sys.stderr)
+sys.exit(any(ends))
 """
-CRASHED = 99
-"""What it ends with where a signal ended one of its two processes."""
 
 
 @pytest.fixture
@@ -149,11 +151,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, launch, recipe,
 
 def test_gradients_of_shared_layers_and_tied_weights_are_those_of_a_whole_model():
     """ALBERT runs one layer three times; GPT-2 and T5 read their embedding again at the end. Two batches each."""
-    command = [sys.executable, "-c", GRADIENTS.replace("CRASHED", str(CRASHED))]
-    for _ in range(2):  # seen once in hundreds of runs: gloo's own thread crashes (torch 2.13, `Pair::recv`)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        if done.returncode != CRASHED:
-            break
+    done = subprocess.run([sys.executable, "-c", GRADIENTS], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
