@@ -11,8 +11,9 @@ from torch import Tensor
 
 from distill.errors import TeacherError
 from distill.features import Features
+from distill.labels import match_labels, numbered, rename_labels
 from distill.readers import ImageReader
-from distill.teacher import Checkpoint, LiveTeacher, match_labels, numbered, rename_labels
+from distill.teacher import Checkpoint, LiveTeacher
 
 
 class EnsembleTeacher:

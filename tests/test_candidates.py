@@ -17,9 +17,10 @@ from distill.errors import ExportError
 from distill.export.dual import part
 from distill.export.encoder_decoder import cut
 from distill.export.graph import export_forms, export_graph
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.pieces import pieces, towers
-from distill.export.runtime import OnnxModel, open_graph
+from distill.export.runtime import open_graph
 from distill.shipping.exporting import cutter
 from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification

@@ -13,7 +13,8 @@ from transformers import pipeline as transformers_pipeline
 from distill.cache.cached_teacher import CachedTeacher
 from distill.candidates import machine_target
 from distill.errors import ExportError, ObjectiveError
-from distill.export.runtime import Bundle, OnnxModel
+from distill.export.onnx_model import OnnxModel
+from distill.export.runtime import Bundle
 from distill.ledger import claim
 from distill.pipeline import compress, run_stages
 from distill.progress import SILENT

@@ -147,7 +147,7 @@ class _Onnx:
     """A session, fed what its inputs list, in the types they list."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        from distill.export.runtime import OnnxModel
+        from distill.export.onnx_model import OnnxModel
 
         self._model = OnnxModel(path, threads=threads)
         self._session = self._model.session

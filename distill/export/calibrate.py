@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from distill.errors import ExportError
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes.match import products
 from distill.export.passes.shapes import gemm_as_product
-from distill.export.runtime import OnnxModel
 
 Array = np.ndarray
 Batch = Mapping[str, Array]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.export.runtime import OnnxModel
+from distill.export.onnx_model import OnnxModel
 
 Array = np.ndarray
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.export.runtime import OnnxModel
+from distill.export.onnx_model import OnnxModel
 from distill.heads.generation import Past, Rules, Step, beam, greedy
 
 Array = np.ndarray

@@ -23,12 +23,12 @@ from distill.export.dual import part
 from distill.export.encoder_decoder import cut
 from distill.export.graph import export_forms, trace
 from distill.export.ladder import LadderResult, Learn, quantize_within
+from distill.export.onnx_model import OnnxModel
 from distill.export.parity import SHAPES, batches_of, check_parity
 from distill.export.passes import DEFAULT, FUSED, Pass, passes_for
 from distill.export.pieces import bytes_of, pieces, towers
 from distill.export.precision import store_floats_within
 from distill.export.quantize import LARGEST
-from distill.export.runtime import OnnxModel
 from distill.heads import HEADS
 from distill.learning import train_for_int8
 from distill.readers import ImageReader

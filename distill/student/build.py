@@ -14,19 +14,17 @@ from transformers.models.auto import modeling_auto
 from distill.cards import StudentCard, replace_card
 from distill.errors import CardError, StudentError
 from distill.student.inheritance import Inherited, inherit
+from distill.student.parts import base_name, part_of
 from distill.student.shape import (
     LayerMap,
-    Size,
     activation_of,
-    base_name,
     choose_decoder_layers,
     choose_layers,
     depth,
     inner_width,
-    measure,
-    part_of,
     shape_config,
 )
+from distill.student.size import Size, measure
 from distill.student.vocabulary import trim_embeddings
 
 TABLE_COLUMNS = ("part", "parameters", "int8 bytes", "with int4 embeddings")

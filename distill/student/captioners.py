@@ -15,7 +15,8 @@ from distill.cards import StudentCard
 from distill.errors import StudentError
 from distill.student.build import Student, compose, fresh_parts, override_card
 from distill.student.inheritance import inherit
-from distill.student.shape import Component, Size, choose_layers, depth, measure, shape_config
+from distill.student.shape import choose_layers, depth, shape_config
+from distill.student.size import Component, Size, measure
 
 BRIDGE = "enc_to_dec_proj"
 """What stands between an encoder and a decoder of another width."""

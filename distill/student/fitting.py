@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.student.shape import part_of
+from distill.student.parts import part_of
 from distill.student.surgery import Batch, inputs_of, record_inputs
 
 _RIDGE = 1e-3  # of the inputs' mean square: how strongly a fit leans on its starting weights

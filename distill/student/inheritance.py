@@ -15,16 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.student.factorisation import factorise, product_of
-from distill.student.shape import (
-    LayerMap,
-    base_name,
-    decoder_stack,
-    final_linear,
-    inner_width,
-    layer_stack,
-    part_of,
-    position_offset,
-)
+from distill.student.parts import base_name, decoder_stack, final_linear, layer_stack, part_of
+from distill.student.shape import LayerMap, inner_width, position_offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from distill.student.fitting import (
     layer_calls,
     linear,
 )
-from distill.student.shape import inner_width, part_of
+from distill.student.parts import part_of
+from distill.student.shape import inner_width
 from distill.student.surgery import (
     LAYOUTS,
     Batch,

@@ -1,16 +1,14 @@
-"""The student's shape: its config, the teacher layers it stands for, and what it will weigh.
+"""The student's shape: its config, and the teacher layers it stands for.
 
-Nothing here holds weights: a shape can be asked for, refused or measured before anything is loaded.
+Nothing here holds weights: a shape can be asked for or refused before anything is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from distill.cards import StudentCard
 from distill.errors import StudentError
@@ -18,16 +16,11 @@ from distill.errors import StudentError
 LayerMap = list[tuple[int, int]]
 """Pairs (student layer, teacher layer), both counted from 1 as in the taps `hidden.1`, `hidden.2`, ..."""
 
-Part = Literal["embeddings", "layers", "head"]
-
 _ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 _INNER_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner", "encoder_ffn_dim")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 _WIDTH_FOLLOWERS = ("embedding_size", "pooler_hidden_size", "pooler_output_size")  # equal to the width in most configs
 _HEAD_WIDTH_FIELDS = ("attention_head_size", "head_dim", "d_kv")
-_FEW_ROWS = 64  # tables this short, such as token types, are exported as they are
-_BLOCK = 32  # numbers of a row that share an fp16 scale in int4
-_GRAPH_BYTES = 10_000  # a layer: node names and shapes of an exported graph, beside its weights
 
 FACTORISED = ("electra", "albert", "mobilebert")
 """Families whose table may be narrower than their states."""
@@ -38,49 +31,6 @@ CROSS_FAMILY = {
     "mobilebert": ("bert", "roberta", "xlm-roberta", "electra"),
 }
 """Family of a student: families of teachers whose weights it can take over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One row of the size table: a part, its parameters, and its bytes in the int8 file.
-
-    `saved` are those that it has not where the table of the tokens is in int4 (`export.embeddings`).
-    """
-
-    name: str
-    parameters: int
-    int8_bytes: int
-    saved: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What a model weighs, part by part."""
-
-    components: tuple[Component, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Trained numbers, shared ones counted once."""
-        return sum(part.parameters for part in self.components)
-
-    @property
-    def int8_bytes(self) -> int:
-        """Expected bytes of the int8 ONNX file: weights, scales, what stays fp32, and the graph itself."""
-        return sum(part.int8_bytes for part in self.components)
-
-    @property
-    def int4_bytes(self) -> int:
-        """Expected bytes of the same file with the table of the tokens in int4."""
-        return self.int8_bytes - sum(part.saved for part in self.components)
-
-    def rows(self) -> list[list[str]]:
-        """Component, parameters, bytes of the int8 file without and with embeddings in int4: for a printed table."""
-        total = Component("total", self.parameters, self.int8_bytes, self.int8_bytes - self.int4_bytes)
-        return [
-            [part.name, *(f"{n:,}" for n in (part.parameters, part.int8_bytes, part.int8_bytes - part.saved))]
-            for part in (*self.components, total)
-        ]
 
 
 def depth(config: PretrainedConfig) -> int:
@@ -220,86 +170,6 @@ def shape_config(
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
     return config
-
-
-def measure(model: PreTrainedModel) -> Size:
-    """Parameters and expected int8 bytes by component; works on the meta device.
-
-    As `export` writes them: a product's weight takes a byte a number and an fp32 scale for each column of its result, a
-    table a byte a number and an fp32 scale a row; biases, norms, short tables and the last product stay fp32. In int4
-    the table of the tokens takes half a byte a number and an fp16 scale for 32; one that is multiplied with too stays
-    as it is.
-    """
-    tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
-    last = final_linear(model)
-    tokens = _untied_tokens(model)
-    sums: dict[str, list[int]] = {name: [0, 0, 0] for name in ("embeddings", "layers", "head")}
-    for name, parameter in model.named_parameters():
-        part = part_of(model, name)
-        exact = parameter.shape[0] <= (_FEW_ROWS if id(parameter) in tables else 0) or name == f"{last}.weight"
-        sums[part][0] += parameter.numel()
-        sums[part][1] += _int8_bytes(parameter, exact=exact)
-        if tokens is not None and parameter is tokens and not exact:
-            sums[part][2] += _int8_bytes(parameter, exact=False) - parameter.shape[0] * int4_row(parameter.shape[1])
-    sums["graph"] = [0, _GRAPH_BYTES * depth(model.config), 0]
-    return Size(tuple(Component(name, *counts) for name, counts in sums.items()))
-
-
-def int4_row(width: int) -> int:
-    """Bytes of a row of a table in int4."""
-    return -(-width // 2) + 2 * -(-width // _BLOCK)
-
-
-def _untied_tokens(model: PreTrainedModel) -> Tensor | None:
-    """The table of a model's tokens, unless it is multiplied with as well."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(table, nn.Embedding) or (head is not None and head.weight is table.weight):
-        return None
-    return table.weight
-
-
-def final_linear(model: PreTrainedModel) -> str:
-    """Name of the product that gives one logit for each label; empty where there is none."""
-    labels = model.config.num_labels
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels and part_of(model, name) == "head"
-    ]
-    return found[-1] if found else ""
-
-
-def part_of(model: PreTrainedModel, parameter: str) -> Part:
-    """The part of a model that a parameter's name belongs to; poolers count as head."""
-    base = base_name(model)
-    if base and not parameter.startswith(f"{base}."):
-        return "head"
-    child = parameter.removeprefix(f"{base}.").split(".")[0]
-    if child.startswith("embed") or isinstance(getattr(model.base_model, child, None), nn.Embedding):
-        return "embeddings"
-    return "head" if "pool" in child or child in ("classifier", "score", "lm_head") else "layers"
-
-
-def base_name(model: PreTrainedModel) -> str:
-    """Name of the encoder inside a model with a head; empty when the model is the encoder itself."""
-    return next(name for name, module in model.named_modules() if module is model.base_model)
-
-
-def layer_stack(model: PreTrainedModel) -> str:
-    """Name of the list that holds the model's layers; empty where layers share their weights (ALBERT)."""
-    return next(
-        (
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == depth(model.config) and "group" not in name
-        ),
-        "",
-    )
-
-
-def decoder_stack(model: PreTrainedModel) -> str:
-    """Name of the list that holds the layers of a decoder behind an encoder; empty where there is none."""
-    return layer_stack(model).replace("encoder.", "decoder.", 1) if model.config.is_encoder_decoder else ""
 
 
 def _heads(teacher: PretrainedConfig, card: StudentCard, width: int, problems: list[str]) -> int:
@@ -498,9 +368,3 @@ def _kept(teacher: PretrainedConfig) -> dict[str, Any]:
 def position_offset(config: PretrainedConfig) -> int:
     """Rows at the start of the position table that no text reaches: RoBERTa counts from padding_idx + 1."""
     return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-
-
-def _int8_bytes(parameter: Tensor, *, exact: bool) -> int:
-    if exact or parameter.dim() < 2:
-        return 4 * parameter.numel()
-    return parameter.numel() + 4 * parameter.shape[0]

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from distill.errors import StudentError
 from distill.features import evaluating
 from distill.progress import SILENT, Progress
-from distill.student.shape import inner_width, layer_stack
+from distill.student.parts import layer_stack
+from distill.student.shape import inner_width
 
 Batch = Mapping[str, Tensor]
 

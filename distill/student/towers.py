@@ -14,7 +14,8 @@ from distill.cards import StudentCard
 from distill.errors import StudentError
 from distill.student.build import Student, compose, fresh_parts, override_card
 from distill.student.inheritance import inherit
-from distill.student.shape import Component, Size, choose_layers, depth, measure, shape_config
+from distill.student.shape import choose_layers, depth, shape_config
+from distill.student.size import Component, Size, measure
 
 TOWERS = {"text_config": "text_model", "vision_config": "vision_model"}
 """By part of the config, the encoder that it shapes."""

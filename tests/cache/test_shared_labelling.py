@@ -19,9 +19,9 @@ def write_and_die(path, content):
 made.write_shard = write_and_die
 
 import pathlib
-import distill.run
+import distill.lessons
 import distill.data.packing as packing
-distill.run.LARGE = 1
+distill.lessons.LARGE = 1
 pack = packing._write
 def pack_and_tell(parts, folder):
     pathlib.Path(todo[0][0]).with_name("packed-by-" + os.environ["RANK"]).touch()

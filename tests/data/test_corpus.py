@@ -201,8 +201,8 @@ def test_a_large_transfer_set_trains_as_a_small_one(tmp_path, intents_folder, ti
 
     small = loss(tmp_path / "small")
     monkeypatch.setattr("distill.data.streams.LARGE", 1)
-    monkeypatch.setattr("distill.run.LARGE", 1)
-    monkeypatch.setattr("distill.run.CHUNK", 50)
+    monkeypatch.setattr("distill.lessons.LARGE", 1)
+    monkeypatch.setattr("distill.lessons.CHUNK", 50)
     large = loss(tmp_path / "large")
     assert (tmp_path / "large/work/text/text.arrow").exists()
     assert list((tmp_path / "large/work/encoded").glob("*/input_ids.bin"))

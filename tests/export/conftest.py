@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill.evaluation import TorchPredictor
 from distill.export.graph import trace
-from distill.export.runtime import OnnxModel
+from distill.export.onnx_model import OnnxModel
 from distill.tasks.base import GraphSpec
 from distill.tasks.text_classification import TextClassification
 

@@ -10,9 +10,9 @@ from distill.errors import ExportError
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.graph import export_graph
 from distill.export.ladder import rank_products
+from distill.export.onnx_model import OnnxModel
 from distill.export.precision import BLOCK, pack_blocks, quantize_weights
 from distill.export.quantize import product_names
-from distill.export.runtime import OnnxModel
 from distill.tasks import TASKS
 
 

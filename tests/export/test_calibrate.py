@@ -14,9 +14,9 @@ from distill.candidates import machine_target
 from distill.errors import ExportError
 from distill.export.calibrate import METHODS, Range, Seen, observe
 from distill.export.graph import write
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import apply_passes, passes_for
 from distill.export.quantize import quantize_int8
-from distill.export.runtime import OnnxModel
 from distill.export.sessions import WIDE
 from distill.export.smooth import smooth_outliers
 

@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from distill.export.distance import Distance
 from distill.export.graph import export_graph, write
 from distill.export.ladder import rank_products
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import apply_passes
 from distill.export.quantize import quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 from distill.tasks import TASKS
 
 

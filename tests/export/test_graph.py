@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from distill.errors import ExportError
 from distill.export.graph import drop_unread_inputs, export_graph, write
+from distill.export.onnx_model import OnnxModel
 from distill.export.parity import SHAPES, check_parity
 from distill.export.passes import DEFAULT, apply_passes
-from distill.export.runtime import OnnxModel
 from distill.tasks.text_classification import TextClassification
 
 FAMILIES = (

@@ -13,8 +13,8 @@ import pytest
 from distill.errors import ExportError
 from distill.export.graph import write
 from distill.export.ladder import quantize_within, rank_products
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import apply_passes
-from distill.export.runtime import OnnxModel
 
 OUTLIER = "bert.encoder.layer.0.output.dense.weight"
 BIAS = "bert.encoder.layer.0.output.dense.bias"

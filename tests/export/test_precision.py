@@ -14,11 +14,11 @@ import pytest
 
 from distill.errors import BundleError, ExportError
 from distill.export.graph import write
+from distill.export.onnx_model import OnnxModel
 from distill.export.ort_format import write_ort, write_ort_files
 from distill.export.passes import apply_passes, passes_for
 from distill.export.precision import halve_weights, quantize_weights, store_floats_within
 from distill.export.quantize import quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from distill.candidates import machine_target
 from distill.errors import ExportError
 from distill.export.graph import export_forms, export_graph, write
 from distill.export.lookups import quantize_rows
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT, apply_passes, passes_for
 from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 from distill.export.sessions import WIDE
 from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification

@@ -14,7 +14,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from distill.errors import BundleError, DataError
-from distill.export.runtime import FULL, QUANTIZED, STREAM, Bundle, OnnxModel
+from distill.export.onnx_model import OnnxModel
+from distill.export.runtime import FULL, QUANTIZED, STREAM, Bundle
 from distill.export.single_file import refuse_external_data
 from distill.tasks import TASKS
 

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from distill.errors import BundleError
 from distill.export import sessions
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes.fused_attention import OPSET
 from distill.export.quantize import LARGEST, Target, quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 from distill.export.sessions import PRECISE, PRODUCT, WIDE, overflows
 from distill.export.single_file import metadata_of
 from distill.export.text import TextModel

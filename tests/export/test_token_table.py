@@ -28,11 +28,11 @@ from distill.export.blocks import BLOCK, round_blocks, widen
 from distill.export.blockwise import quantize_blocks_within
 from distill.export.graph import export_graph, write
 from distill.export.ladder import quantize_within
+from distill.export.onnx_model import OnnxModel
 from distill.export.ort_format import write_ort
 from distill.export.passes import apply_passes
 from distill.export.precision import quantize_weights
 from distill.export.quantize import quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 from distill.export.token_table import check_token_table, relative_error
 from distill.tasks import TASKS
 

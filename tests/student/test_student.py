@@ -25,7 +25,9 @@ from distill.export.graph import export_graph
 from distill.export.quantize import quantize_dynamic_int8
 from distill.student.build import build_student, plan_student
 from distill.student.inheritance import inherit
-from distill.student.shape import choose_layers, depth, layer_stack, measure, part_of, reference_config, shape_config
+from distill.student.parts import layer_stack, part_of
+from distill.student.shape import choose_layers, depth, reference_config, shape_config
+from distill.student.size import measure
 from distill.tasks import TASKS
 
 SHAPE: dict[str, Any] = {

@@ -13,8 +13,9 @@ from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError, StudentError, TeacherError
 from distill.export.calibrate import observe
 from distill.export.graph import export_forms
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT, FUSED
-from distill.export.runtime import Bundle, OnnxModel
+from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.features import TappedModel
 from distill.heads.images import encode_image

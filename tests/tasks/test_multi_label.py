@@ -11,7 +11,8 @@ from transformers import pipeline as transformers_pipeline
 
 from distill.data.splits import load_splits
 from distill.errors import DataError
-from distill.export.runtime import Bundle, OnnxModel
+from distill.export.onnx_model import OnnxModel
+from distill.export.runtime import Bundle
 from distill.export.verify import verify_bundle
 from distill.tasks import TASKS
 from distill.tasks.encoded import pack

@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from distill.export.graph import export_forms
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT, FUSED
 from distill.export.quantize import quantize_dynamic_int8
-from distill.export.runtime import OnnxModel
 from distill.heads.generation import Rules, beam, greedy
 from distill.tasks import TASKS
 

@@ -18,9 +18,9 @@ from distill.errors import ExportError
 from distill.export import lookups
 from distill.export.graph import export_graph
 from distill.export.ladder import quantize_within
+from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT
 from distill.export.quantize import LARGEST, exact_names, quantize_int8
-from distill.export.runtime import OnnxModel
 from distill.tasks.text_classification import TextClassification
 from distill.training.fake_int8 import (
     FEW_COLUMNS,

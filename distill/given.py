@@ -1,0 +1,199 @@
+"""What a run is given: teacher, data and task, each loaded when it is first asked for, and once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from distill import processes
+from distill.cards import TeacherCard, load_teacher_card
+from distill.checks import check_columns, check_problem
+from distill.data.splits import Splits, load_splits
+from distill.devices import placed, teacher_device
+from distill.ensemble import join
+from distill.files import sha256_file, sha256_json
+from distill.labels import final_names, match_labels, numbered, rename_labels
+from distill.progress import Progress
+from distill.recipe import Recipe
+from distill.tasks import TASKS, Task, find_task
+from distill.teacher import Checkpoint, check_length, load_checkpoint, load_config, use_bf16
+
+CLASSIFIER = "ForSequenceClassification"
+"""How architectures end whose single output is a number."""
+
+
+class Given:
+    """What a recipe names.
+
+    Args:
+        recipe: What to do.
+        progress: Told about every long step.
+    """
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self.recipe, self.progress = recipe, progress
+        self.folder = recipe.folder
+        self.work = self.folder / "work"
+
+    @cached_property
+    def card(self) -> TeacherCard | None:
+        """The teacher's card, where the recipe names one."""
+        return load_teacher_card(self.recipe.teacher.card) if self.recipe.teacher.card else None
+
+    @property
+    def start(self) -> str:
+        """The pretrained model to fine-tune; empty where a fine-tuned one is given."""
+        return "" if self.recipe.teacher.checkpoint or self.card else self.recipe.teacher.start
+
+    @property
+    def source(self) -> str:
+        """Where the fine-tuned teacher is."""
+        if self.start:
+            return str(self.folder / "teacher")
+        return self.recipe.teacher.checkpoint or (self.card.location() if self.card else "")
+
+    @property
+    def revision(self) -> str:
+        """Commit or tag of a hub id."""
+        return self.recipe.teacher.revision or (self.card.revision if self.card and not self.start else "")
+
+    @property
+    def floor(self) -> float:
+        """The score on validation data below which the teacher is not believed."""
+        return max(self.recipe.teacher.floor, self.card.floor.value if self.card and self.card.floor else 0.0)
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task, or the one the teacher's architecture is made for."""
+        if self.recipe.task != "auto":
+            task, reason = TASKS[self.recipe.task], "asked for by the recipe"
+            if any(other.kin == task.name for other in TASKS.values()):
+                made = list(load_config(self.start or self.source, self.revision).architectures or [])
+                task = find_task(task.name, made)
+                reason += (
+                    "" if task.name == self.recipe.task else f" as {self.recipe.task}, and it is a {', '.join(made)}"
+                )
+        elif self.start:
+            task, reason = TASKS["text-classification"], "what `teacher.start` is fine-tuned for where no task is named"
+        else:
+            config = load_config(self.source, self.revision)
+            made = list(config.architectures or [])
+            problem = config.problem_type
+            if not problem and config.num_labels == 1 and any(name.endswith(CLASSIFIER) for name in made):
+                problem = "regression"  # a language model's config may say 1, which says nothing of it
+            task = find_task("auto", made, problem=problem, where=self.source)
+            reason = f"the teacher is a {', '.join(made)}" + (f" for {problem}" if problem else "")
+        self.progress.say(f"task: {task.name} ({reason})")
+        check_columns(task, self.recipe)
+        return task
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, cleaned and split."""
+        return processes.first_then_all(self._load_splits)
+
+    def _load_splits(self) -> Splits:
+        data = self.recipe.data
+        splits = load_splits(
+            data.train,
+            validation=data.validation or None,
+            test=data.test or None,
+            unlabelled=data.unlabelled,
+            text=data.text,
+            text_pair=data.text_pair or None,
+            label=data.label,
+            labels=data.labels or None,
+            validation_fraction=data.validation_fraction,
+            on_bad_row=data.on_bad_row,
+            inputs=self.task.inputs,
+            target=self.task.target,
+            group=data.group,
+            prefix=data.prefix,
+            folder=self.work / "text",
+        )
+        for line in splits.report:
+            self.progress.say(line)
+        return splits
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256 of every text and label, in order."""
+        splits = self.splits
+        return processes.agree(splits.sha256)
+
+    @cached_property
+    def teacher(self) -> Checkpoint:
+        """The fine-tuned teacher, its classes called and ordered as the data has them."""
+        checkpoint = load_checkpoint(self.source, self.task, revision=self.revision)
+        recipe = self.recipe
+        check_length(checkpoint, recipe.data.max_length)
+        check_problem(checkpoint, self.task)
+        if self.card and len(self.card.labels) == len(checkpoint.labels):
+            checkpoint.labels = list(self.card.labels)
+        if not self.task.named:
+            return checkpoint
+        names = recipe.data.labels or self.splits.labels
+        ordered = bool(recipe.data.labels)
+        label_map = recipe.teacher.label_map
+        if not label_map and (label_map := numbered(checkpoint.labels, names)):
+            self.progress.say("labels: the teacher has no names for its classes, and the data their numbers")
+        order = match_labels(checkpoint.labels, names, label_map, where=self.source, ordered=ordered)
+        rename_labels(checkpoint, final_names(checkpoint.labels, names, label_map, order), order)
+        return checkpoint
+
+    @cached_property
+    def others(self) -> list[Checkpoint]:
+        """The further teachers of an ensemble, their classes in the order of the first one's."""
+        checkpoints = [load_checkpoint(source, self.task) for source in self.recipe.teacher.ensemble]
+        for checkpoint in checkpoints:
+            check_length(checkpoint, self.recipe.data.max_length)
+            join(self.teacher, checkpoint, self.recipe.teacher.label_map)
+        return checkpoints
+
+    @property
+    def shares(self) -> list[float]:
+        """How much each teacher of the ensemble counts."""
+        return self.recipe.teacher.ensemble_weights or [1.0] * (1 + len(self.recipe.teacher.ensemble))
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the teacher's weights; of an ensemble, of all of them and of how much each counts."""
+        own = self.teacher.weights_hash()
+        if not self.others:
+            return own
+        return sha256_json([own, *(other.weights_hash() for other in self.others), *self.shares])
+
+    @cached_property
+    def source_hash(self) -> str:
+        """Content of the files that the teacher is, or is made from; of a hub id, its commit."""
+        source = self.start or self.source
+        folder = Path(source)
+        if not folder.is_dir():
+            config = load_config(source, self.revision)
+            return f"{source}@{getattr(config, '_commit_hash', None) or self.revision}"
+        files = [
+            path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors", ".txt", ".model")
+        ]
+        return sha256_json({path.name: sha256_file(path) for path in files})
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a row at most."""
+        return self.task.longest(self.teacher.model.config, self.recipe.data.max_length)
+
+    @property
+    def teacher_device(self) -> torch.device:
+        """Where the teacher answers."""
+        return teacher_device(self.recipe.training.teacher_device)
+
+    def teaching(self) -> AbstractContextManager[None]:
+        """Within the block the teachers are where they answer; outside, on the CPU as everything is."""
+        return placed([self.teacher.model, *(other.model for other in self.others)], self.teacher_device)
+
+    @property
+    def taught_in_bf16(self) -> bool:
+        """Whether the teacher answers in bf16: not where it says numbers, of which 1990 and 1993 would be the same."""
+        return self.task.target != "number" and use_bf16(self.recipe.training.precision, self.teacher_device)
