@@ -288,6 +288,8 @@ def predict(
     loaded = Bundle.load(bundle, file=file or None, threads=threads)
     if pair and len(pair) != len(texts or []):
         raise typer.BadParameter(f"{len(texts or [])} texts and {len(pair)} --pair: give one for each text")
+    if max_new_tokens is not None and not loaded.model.writes:
+        raise typer.BadParameter(f"--max-new-tokens: a bundle for {loaded.task} writes no text")
     given: Any = list(zip(texts, pair, strict=True)) if texts and pair else texts
     lines = given if given else _typed()
     for text, prediction in zip(*_twice(lines, loaded, max_new_tokens), strict=False):

@@ -76,6 +76,12 @@ def test_predict_answers_on_standard_output(tiny_bundle):
     assert pair.rstrip().endswith("one | two")
 
 
+def test_predict_refuses_a_length_for_what_writes_no_text(tiny_bundle):
+    done = RUNNER.invoke(app, ["predict", str(tiny_bundle), "one", "--max-new-tokens", "3"])
+    assert done.exit_code == 2
+    assert "a bundle for text-classification writes no text" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_predict_says_that_a_text_lost_its_end(tiny_bundle):
     done = RUNNER.invoke(app, ["predict", str(tiny_bundle), "where is my card", "card " * 60, "card " * 61, "--json"])
     assert done.stderr == "2 texts are longer than 48 tokens and lost their end\n"
