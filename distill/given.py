@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from distill.checks import check_columns, check_problem
 from distill.data.splits import Splits, load_splits
 from distill.devices import placed, teacher_device
 from distill.ensemble import join
+from distill.errors import CardError, RecipeError, TeacherError
 from distill.files import sha256_file, sha256_json
 from distill.labels import final_names, match_labels, numbered, rename_labels
 from distill.progress import Progress
@@ -40,13 +42,41 @@ class Given:
 
     @cached_property
     def card(self) -> TeacherCard | None:
-        """The teacher's card, where the recipe names one."""
-        return load_teacher_card(self.recipe.teacher.card) if self.recipe.teacher.card else None
+        """The teacher's card, where the recipe names one.
+
+        Raises:
+            CardError: There is none, or it does not hold what it must.
+            RecipeError: It reads fewer tokens than the recipe's texts may have.
+        """
+        if not self.recipe.teacher.card:
+            return None
+        card, longest = load_teacher_card(self.recipe.teacher.card), self.recipe.data.max_length
+        if card.task not in TASKS:
+            where, known = f"teacher card {card.name!r}", ", ".join(TASKS)
+            raise CardError(f"its `task` is {card.task!r}, which is none", where=where, fix=f"There are: {known}.")
+        if longest > card.max_length:
+            problem = f"`data.max_length` must be at most {card.max_length}, as card {card.name} says; got {longest}"
+            raise RecipeError([problem], where="recipe")
+        return card
 
     @property
+    def _of_card(self) -> TeacherCard | None:
+        """The card, where the model is the one that it names."""
+        return None if self.recipe.teacher.checkpoint else self.card
+
+    @cached_property
     def start(self) -> str:
         """The pretrained model to fine-tune; empty where a fine-tuned one is given."""
-        return "" if self.recipe.teacher.checkpoint or self.card else self.recipe.teacher.start
+        card = self._of_card
+        if card is None:
+            return "" if self.recipe.teacher.checkpoint else self.recipe.teacher.start
+        return "" if card.fine_tuned or self._fits(card) else card.location()
+
+    def _fits(self, card: TeacherCard) -> bool:
+        """A card's model teaches as it is: there is nothing to fine-tune on, or it has the head that is wanted."""
+        made = list(load_config(card.location(), self.revision).architectures or [])
+        task = find_task(card.task if self.recipe.task == "auto" else self.recipe.task, made)
+        return bool(task.follows) or any(task.fits(name) for name in made)
 
     @property
     def source(self) -> str:
@@ -58,37 +88,56 @@ class Given:
     @property
     def revision(self) -> str:
         """Commit or tag of a hub id."""
-        return self.recipe.teacher.revision or (self.card.revision if self.card and not self.start else "")
+        return self.recipe.teacher.revision or (self._of_card.revision if self._of_card else "")
 
-    @property
-    def floor(self) -> float:
-        """The score on validation data below which the teacher is not believed."""
-        return max(self.recipe.teacher.floor, self.card.floor.value if self.card and self.card.floor else 0.0)
+    def floor(self, measured: Mapping[str, float]) -> tuple[str, float]:
+        """A metric, and its value on validation data below which the teacher is not believed.
+
+        Args:
+            measured: Every metric of the teacher. A card's floor, which stands where the recipe has none, is of one.
+
+        Raises:
+            CardError: It is of another.
+        """
+        own = self.card.floor if self.card else None
+        if self.recipe.teacher.floor or self.card is None or own is None:
+            return self.task.metric, self.recipe.teacher.floor
+        if own.metric not in measured:
+            raise CardError(
+                f"its floor is of {own.metric}, and {self.task.name} measures {', '.join(measured)}",
+                where=f"teacher card {self.card.name!r}",
+                fix="Name one of these, or set teacher.floor in the recipe.",
+            )
+        return own.metric, own.value
 
     @cached_property
     def task(self) -> Task:
-        """The recipe's task, or the one the teacher's architecture is made for."""
-        if self.recipe.task != "auto":
-            task, reason = TASKS[self.recipe.task], "asked for by the recipe"
-            if any(other.kin == task.name for other in TASKS.values()):
-                made = list(load_config(self.start or self.source, self.revision).architectures or [])
-                task = find_task(task.name, made)
-                reason += (
-                    "" if task.name == self.recipe.task else f" as {self.recipe.task}, and it is a {', '.join(made)}"
-                )
-        elif self.start:
-            task, reason = TASKS["text-classification"], "what `teacher.start` is fine-tuned for where no task is named"
-        else:
-            config = load_config(self.source, self.revision)
-            made = list(config.architectures or [])
-            problem = config.problem_type
-            if not problem and config.num_labels == 1 and any(name.endswith(CLASSIFIER) for name in made):
-                problem = "regression"  # a language model's config may say 1, which says nothing of it
-            task = find_task("auto", made, problem=problem, where=self.source)
-            reason = f"the teacher is a {', '.join(made)}" + (f" for {problem}" if problem else "")
+        """The recipe's task, else the card's, else the one the teacher's architecture is made for."""
+        task, reason = self._choose_task()
         self.progress.say(f"task: {task.name} ({reason})")
         check_columns(task, self.recipe)
         return task
+
+    def _choose_task(self) -> tuple[Task, str]:
+        wanted: str = self.recipe.task
+        reason = "asked for by the recipe"
+        if wanted == "auto" and self._of_card:
+            wanted, reason = self._of_card.task, f"card {self._of_card.name} is for it"
+        if wanted != "auto":
+            if all(other.kin != wanted for other in TASKS.values()):
+                return TASKS[wanted], reason
+            made = list(load_config(self.start or self.source, self.revision).architectures or [])
+            task = find_task(wanted, made)
+            return task, reason if task.name == wanted else f"{reason} as {wanted}, and it is a {', '.join(made)}"
+        if self.start:
+            return TASKS["text-classification"], "what `teacher.start` is fine-tuned for where no task is named"
+        config = load_config(self.source, self.revision)
+        made = list(config.architectures or [])
+        problem = config.problem_type
+        if not problem and config.num_labels == 1 and any(name.endswith(CLASSIFIER) for name in made):
+            problem = "regression"  # a language model's config may say 1, which says nothing of it
+        task = find_task("auto", made, problem=problem, where=self.source)
+        return task, f"the teacher is a {', '.join(made)}" + (f" for {problem}" if problem else "")
 
     @cached_property
     def splits(self) -> Splits:
@@ -131,10 +180,10 @@ class Given:
         recipe = self.recipe
         check_length(checkpoint, recipe.data.max_length)
         check_problem(checkpoint, self.task)
-        if self.card and len(self.card.labels) == len(checkpoint.labels):
-            checkpoint.labels = list(self.card.labels)
         if not self.task.named:
             return checkpoint
+        if self.card and self.card.labels:
+            checkpoint.labels = self._labels_of(self.card, len(checkpoint.labels))
         names = recipe.data.labels or self.splits.labels
         ordered = bool(recipe.data.labels)
         label_map = recipe.teacher.label_map
@@ -143,6 +192,16 @@ class Given:
         order = match_labels(checkpoint.labels, names, label_map, where=self.source, ordered=ordered)
         rename_labels(checkpoint, final_names(checkpoint.labels, names, label_map, order), order)
         return checkpoint
+
+    def _labels_of(self, card: TeacherCard, classes: int) -> list[str]:
+        if len(card.labels) != classes:
+            raise TeacherError(
+                f"its head has {classes} classes, and card {card.name} names {len(card.labels)}: "
+                f"{', '.join(card.labels)}",
+                where=self.source,
+                fix="Name a card that is its own, or leave teacher.card empty.",
+            )
+        return list(card.labels)
 
     @cached_property
     def others(self) -> list[Checkpoint]:

@@ -46,8 +46,9 @@ def make_teacher(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         _say_labels(run)
         validation = _measure(run, run.teacher, run.splits.validation, "Measuring the teacher")
+        floor, least = run.floor(validation.metrics)
+        check_floor(validation.metrics[floor], least, floor, run.source)
         metric = run.task.metric
-        check_floor(validation.metrics[metric], run.floor, metric, run.source)
         line = f"teacher: {metric} {validation.metrics[metric]:.4f} on {len(run.splits.validation):,} validation rows"
         lines = [line, *_ensemble(run)]
         for line in lines:
@@ -57,6 +58,7 @@ def make_teacher(run: Run) -> dict[str, Any]:
     inputs = {
         "data": run.data_hash,
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"batch_size"}),
+        "card": run.card.model_dump(mode="json") if run.card else None,
         "lengths": recipe.data.max_length,
         "source": run.source_hash,
         "curve": curve,

@@ -50,7 +50,7 @@ def report(run: Run) -> dict[str, Any]:
 
     names = ("teacher", "train", "baseline", "export", "bundle", "bench")
     stages: dict[str, Any] = {name: run.ledger.facts(name) for name in names}
-    stages |= {"with": [run.has_baseline, run.recipe.teacher.start]}
+    stages |= {"with": [run.has_baseline, run.start]}
     made = [run.folder / name for name in ("results.json", "report.md", "report.html")]
     return run.ledger.once("report", stages, work, makes=made)
 
@@ -58,7 +58,7 @@ def report(run: Run) -> dict[str, Any]:
 def collect(run: Run) -> dict[str, Any]:
     """Everything that was measured, in the one shape the report reads."""
     names = ("finetune", "teacher", "label", "train", "baseline", "evaluate", "export", "bundle", "bench")
-    without = {"baseline": not run.has_baseline, "finetune": not run.recipe.teacher.start}  # of an earlier recipe
+    without = {"baseline": not run.has_baseline, "finetune": not run.start}  # of an earlier recipe
     facts = {name: {} if without.get(name) else run.ledger.facts(name) or {} for name in names}
     splits = run.splits
     curves = {"student": facts["train"]["curve"]}
