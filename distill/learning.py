@@ -176,10 +176,9 @@ def baseline(run: Run) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         checkpoint = run.checkpoint_of(run.new_student())
         labelled = run.encode(checkpoint, run.splits.train)
-        settings = run.recipe.training
-        more = len(run.transfer) / len(labelled)
-        settings = settings.model_copy(update={"epochs": settings.epochs * more})
-        return _fit(run, checkpoint, hard_labels(checkpoint, run.task), None, labelled, settings, "baseline", final)
+        budget = run.transfer_set(checkpoint) if len(run.lessons[1]) else labelled
+        objective, settings = hard_labels(checkpoint, run.task), run.recipe.training
+        return _fit(run, checkpoint, objective, None, labelled, settings, "baseline", final, budget=budget)
 
     inputs = {**run.train_inputs(None), "objective": "hard labels"}
     return run.ledger.once("baseline", inputs, work, scratch=run.work / "baseline", makes=[final])
@@ -254,8 +253,11 @@ def _fit(
     name: str,
     final: Path,
     on_policy: OnPolicy | None = None,
+    budget: Encoded | None = None,
 ) -> dict[str, Any]:
     """Trains `checkpoint` and leaves its best state in `final`; its unfinished work goes to `work/NAME`.
+
+    As many steps as the rows of `budget` would take, where they are given.
 
     Returns:
         `curve`, and `speed` of this process since its start.
@@ -293,6 +295,7 @@ def _fit(
             name=NAMES[name],
             on_policy=on_policy,
             clock=clock,
+            budget=budget,
         )
     if processes.is_main():
         replace_folder(final, lambda folder: shutil.copytree(scratch / "best", folder, dirs_exist_ok=True))

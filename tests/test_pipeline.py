@@ -383,3 +383,30 @@ def test_tokens_in_int4_ship_are_named_and_verified(finished, tmp_path):
     assert row["format"] == "ONNX int8, int4 embeddings"
     assert before["bytes"] - row["bytes"] == pytest.approx(table["int8_bytes"] - table["bytes"], abs=600)
     assert [rung["form"] for rung in results["verification"][-1]["ladder"]["rungs"]][-1].endswith("embeddings in int4")
+
+
+def test_the_baseline_takes_as_many_steps_as_the_student(finished, tmp_path, intents_folder):
+    """Of 40 labelled rows and 400 more, batches round up in different ways."""
+    few = tmp_path / "few.csv"
+    header, *rows = (intents_folder / "train.csv").read_text().splitlines()
+    few.write_text("\n".join([header, *rows[:: len(rows) // 40][:40]]))
+    free = tmp_path / "free.txt"
+    free.write_text("\n".join(f"when does my card come number {number}" for number in range(400)))
+    recipe = recipe_for(
+        tmp_path / "run",
+        intents_folder,
+        "",
+        teacher={"start": "", "checkpoint": str(finished[1].folder / "teacher")},
+        data={
+            "train": str(few),
+            "validation": str(intents_folder / "validation.csv"),
+            "unlabelled": [str(free)],
+            "max_length": 32,
+        },
+        training={"epochs": 2, "learning_rate": 3e-3, "batch_size": 32},
+    )
+    facts = run_stages(recipe, until="train").facts
+    points = [
+        [point["step"] for point in facts[name]["curve"] if "accuracy" in point] for name in ("train", "baseline")
+    ]
+    assert points[0] == points[1] == [14, 28]

@@ -54,6 +54,7 @@ def fit(
     name: str = "Training",
     on_policy: OnPolicy | None = None,
     clock: StepClock | None = None,
+    budget: Encoded | None = None,
 ) -> list[dict[str, Any]]:
     """Trains until the end, from the newest complete checkpoint in `folder` if there is one.
 
@@ -74,12 +75,13 @@ def fit(
         name: What the progress is called.
         on_policy: Lets the student write some of its batches.
         clock: Told where the time goes.
+        budget: It takes as many steps, and is measured as often, as these rows would ask for; None: as `encoded` does.
 
     Returns:
         The learning curve: points with `step`, `epoch` and `loss` or the metric.
     """
     checkpoint, began = processes.agree(lambda: where_to_begin(folder, processes.count()))
-    steps = steps_an_epoch(settings, encoded, began)
+    steps = steps_an_epoch(settings, budget or encoded, began)
     args = _arguments(settings, steps, pieces_of(began, processes.count()), folder, seed)
     sharded = settings.sharding == "fsdp" and processes.count() > 1
     collate = tensor_collate(task, padding)
