@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 from torch import Tensor
 
 from distill import processes
@@ -156,8 +157,8 @@ class Lessons(Given):
 
     def some_batches(self) -> list[dict[str, Tensor]]:
         """Up to `SAMPLE` rows of the transfer set, evenly spread over it, in batches: what a student is fitted on."""
-        step = max(1, len(self.transfer) // SAMPLE)
-        rows = [self.transfer[row] for row in range(0, len(self.transfer), step)][:SAMPLE]
+        places = np.linspace(0, len(self.transfer) - 1, min(SAMPLE, len(self.transfer))).astype(int)
+        rows = [self.transfer[int(row)] for row in places]
         collate = tensor_collate(self.task, self.teacher.padding)
         return [collate(rows[begin : begin + 32]) for begin in range(0, len(rows), 32)]
 

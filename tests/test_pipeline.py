@@ -15,12 +15,14 @@ from distill.candidates import machine_target
 from distill.errors import ExportError, ObjectiveError
 from distill.export.onnx_model import OnnxModel
 from distill.export.runtime import Bundle
-from distill.ledger import claim
+from distill.ledger import Ledger, claim
 from distill.pipeline import compress, run_stages
 from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.run import Run
 from distill.shipping import learner
+from distill.shipping.exporting import _quantize
+from distill.teacher import load_checkpoint
 
 
 def recipe_for(folder, intents, start, **changes):
@@ -344,6 +346,26 @@ def test_training_with_rounding_leaves_the_student_alone(finished, tmp_path):
     difference = np.abs(trained.predict(batch)["logits"] - student.predict(batch)["logits"]).max()
     assert 0 < difference < 1
     assert trained.metadata.keys() == student.metadata.keys()
+
+
+def test_in_several_processes_the_repair_that_trains_is_named_as_left_out(finished, tmp_path, monkeypatch):
+    recipe, result = finished
+    export = recipe.export.model_copy(update={"max_drop": -200.0})  # what no file can reach
+    run = Run(recipe.model_copy(update={"export": export}), Ledger(result.folder / "work/state"), SILENT)
+    student = load_checkpoint(str(result.folder / "student"), run.task)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ExportError, match=r"Run the same command in one process: the last repair, training .*Train lon"
+    ):
+        _quantize(run, student, {"": result.folder / "work/onnx/student.onnx"}, tmp_path / "int8.onnx")
+
+
+def test_the_batches_that_a_student_is_fitted_on_are_of_the_whole_set(finished, tmp_path):
+    run = Run(finished[0], Ledger(tmp_path / "state"), SILENT)
+    assert len(run.transfer) == 320
+    rows = [int(number) for batch in run.some_batches() for number in batch["example"]]
+    assert len(rows) == len(set(rows)) == 256
+    assert (min(rows), max(rows)) == (0, 319)
 
 
 def test_weights_on_request_ship_and_are_named(finished, tmp_path):

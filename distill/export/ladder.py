@@ -124,14 +124,22 @@ class LadderResult:
     Attributes:
         graph: The written file.
         reference: What the fp32 file reached, in [0, 1].
-        rungs: Every file tried, in order; the last one is the file that was kept.
-        sensitivity: The worst product first; empty where the first rung was good enough.
+        rungs: Every file tried; the last one is the file that was kept.
+        sensitivity: The worst product first; empty where nothing was to be kept from int8.
     """
 
     graph: QuantizedGraph
     reference: float
     rungs: tuple[Rung, ...]
     sensitivity: tuple[Sensitivity, ...]
+
+    def said(self, max_drop: float) -> str:
+        """What was taken in place of plain int8, in a line; empty where that was good enough."""
+        plain, taken = next((rung for rung in self.rungs if rung.form == str(Form())), None), self.rungs[-1]
+        if plain is None or plain.drop <= max_drop:
+            return ""
+        line = f"plain int8 loses {plain.drop:.2f} points; taken instead: {taken.form}, which loses {taken.drop:.2f}"
+        return line + (f" ({', '.join(taken.kept[:3])})" if taken.kept else "")
 
     def as_dict(self) -> dict[str, Any]:
         """For results.json."""
@@ -235,7 +243,7 @@ class _Climb:
             if (made := self._attempt(replace(base, kept=worst[:count]))) is not None:
                 return made
             count *= 2
-        for kept in ((), worst[: len(worst) // 4]):
+        for kept in dict.fromkeys(((), worst[: len(worst) // 4])):
             if made := self._attempt(self._most_exact([replace(repaired, ranges=by, kept=kept) for by in METHODS])):
                 return made
         return self._trained(worst) if self._learn is not None else None

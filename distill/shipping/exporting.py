@@ -15,6 +15,7 @@ import numpy as np
 from distill import processes
 from distill.candidates import Choice, fastest
 from distill.encoders import FAMILIES, token_embedding
+from distill.errors import ExportError
 from distill.evaluation import TorchPredictor, agreement, evaluate
 from distill.export.affine_norms import fold_affine_norms
 from distill.export.blockwise import quantize_blocks_within
@@ -40,6 +41,10 @@ from distill.teacher import Checkpoint, load_checkpoint
 
 CUTS = {"decoder": (cut, pieces), "captioner": (cut_captioner, pieces), "towers": (part, towers)}
 """By `Task.cut`: what writes the two files of a graph, and what they are called."""
+
+ONE_PROCESS = (
+    "Run the same command in one process: the last repair, training with int8's rounding, is left out in several."
+)
 
 
 def export(run: Run) -> dict[str, Any]:
@@ -187,10 +192,15 @@ def _quantize(run: Run, checkpoint: Checkpoint, graphs: Mapping[str, Path], path
         "learn": learner(run) if export.int8_steps and processes.alone() else None,
         "progress": run.progress,
     }
-    if source is not None:
-        with run.progress.stage("Quantising to int8"):
-            return Choice("", quantize_within(source, path, **settings), ())
-    return fastest(graphs, path, lengths=lengths_of(run), ships=cutter(task), **settings)
+    try:
+        if source is not None:
+            with run.progress.stage("Quantising to int8"):
+                return Choice("", quantize_within(source, path, **settings), ())
+        return fastest(graphs, path, lengths=lengths_of(run), ships=cutter(task), **settings)
+    except ExportError as error:
+        if export.repair and export.int8_steps and not processes.alone():
+            error.fix = f"{ONE_PROCESS} {error.fix}"
+        raise
 
 
 def cutter(task: Task) -> Callable[[Path], Path] | None:
@@ -223,11 +233,7 @@ def learner(run: Run) -> Learn:
 def _quantized(run: Run, checkpoint: Checkpoint, found: LadderResult, source: Path, path: Path) -> dict[str, Any]:
     """What quantising found out, and how the file answers beside the fp32 one."""
     encoded = run.encode(checkpoint, run.splits.validation)
-    if not found.rungs[0].drop <= run.recipe.export.max_drop:
-        first, last = found.rungs[0], found.rungs[-1]
-        line = f"plain int8 loses {first.drop:.2f} points; taken instead: {last.form}, which loses {last.drop:.2f}"
-        run.progress.say(line + (f" ({', '.join(last.kept[:3])})" if last.kept else ""))
-    for line in _token_table(run, found):
+    for line in filter(None, (found.said(run.recipe.export.max_drop), *_token_table(run, found))):
         run.progress.say(line)
     facts = _check(run, checkpoint, encoded, OnnxModel(source), OnnxModel(path), _step(run), tolerance=math.inf)
     components, tables = ([asdict(each) for each in some] for some in (found.graph.components, found.graph.tables))

@@ -104,6 +104,9 @@ def test_an_outlier_channel_is_moved_into_the_weights(
     assert result.rungs[-1].drop <= 0.5
     assert result.rungs[0].form == "dynamic"
     assert result.rungs[1].form.startswith("dynamic, smoothed")
+    assert result.said(0.5).startswith(
+        f"plain int8 loses {result.rungs[0].drop:.2f} points; taken instead: dynamic, smoo"
+    )
     assert OUTLIER in result.graph.products  # nothing had to stay in fp32
     assert 100 * (1 - agreement(result.graph.path)) == pytest.approx(result.rungs[-1].drop)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "planted.onnx"]

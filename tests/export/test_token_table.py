@@ -259,6 +259,7 @@ def test_the_gate_takes_int8_where_int4_loses_too_much(fp32: Path, tmp_path: Pat
     result = quantize_within(fp32, tmp_path / "a.onnx", measure=measure, **asked)
     assert [rung.form for rung in result.rungs] == ["dynamic, embeddings in int4", "dynamic"]
     assert [round(rung.drop) for rung in result.rungs] == [10, 0]
+    assert result.said(0.5) == ""  # what was wrong with int4 is no fault of int8's
     assert not in_int4(tmp_path / "a.onnx")
     assert {table.bits for table in result.graph.tables} == {8}
     says = r'plain int8 with embeddings in int4 loses 10\.00 points.*repair = true, export\.embeddings = "int8"'
