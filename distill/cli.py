@@ -177,6 +177,7 @@ _pipeline_command("report", "Up to the report: what `compress` does, by another 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demonstration's data and results go.")] = Path("runs/demo"),
     overrides: Overrides = None,
+    replace: Replace = False,
 ) -> None:
     """Compress a real model on real data: movie-review sentences, all-MiniLM-L6-v2, no account needed."""
     from distill.recipe import Recipe
@@ -185,7 +186,8 @@ def demo(
     pipeline = _train_module("distill.pipeline")
     with _display() as display:
         path = module.prepare_demo(folder, progress=display)
-        result = pipeline.run_stages(Recipe.load(path, overrides or []), until="compress", progress=display)
+        recipe = Recipe.load(path, overrides or [])
+        result = pipeline.run_stages(recipe, until="compress", progress=display, replace=replace)
     for line in result.summary():
         typer.echo(line)
 
@@ -208,6 +210,8 @@ def bench(
     from distill.bench import bench as measure
     from distill.files import write_json
 
+    if device and adb is None:
+        raise typer.BadParameter("--device is of a phone: give --adb PERF_TEST with it")
     if adb is not None:
         _bench_phone(targets, adb, device, _numbers(lengths), _numbers(batches), _numbers(threads), runs, out)
         return
@@ -328,7 +332,7 @@ def verify(
     from distill.export.verify import verify_bundle
 
     verdict = verify_bundle(bundle)
-    if data:
+    if data and verdict.ok:
         shipping = _train_module("distill.shipping")
         verdict = shipping.verify_with_data(bundle, data, verdict)
     if as_json:

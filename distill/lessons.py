@@ -18,7 +18,7 @@ from distill.data.packing import pack_on_disk
 from distill.data.splits import content_key
 from distill.encoding import encode_rows
 from distill.evaluation import TorchPredictor, predict_rows
-from distill.files import sha256_json
+from distill.files import sha256_file, sha256_json
 from distill.given import Given
 from distill.progress import Progress
 from distill.recipe import Recipe
@@ -102,10 +102,10 @@ class Lessons(Given):
     def lessons(self) -> list[datasets.Dataset]:
         """Training rows and free text; the teacher writes targets that are missing, and all where it is asked to."""
         parts = [self.splits.train, self.free_text]
+        if not self._rewrites:
+            return parts
         gold = parts[:1] if self.recipe.objective.targets == "gold" else []
         told = parts[len(gold) :]
-        if self.task.target != "text" or not any(map(len, told)):
-            return parts
         texts, limit = [text for rows in told for text in rows["text"]], self.recipe.data.max_length
         path = self.work / "targets.json"
         teacher, task, progress = self.teacher, self.task, self.progress
@@ -129,14 +129,21 @@ class Lessons(Given):
         spans = [(rows, begin) for rows in parts for begin in range(0, len(rows), CHUNK)]
         chunks = (self.encode(checkpoint, rows.select(range(at, min(at + CHUNK, len(rows))))) for rows, at in spans)
         tokenizer, limit = checkpoint.tokenizer_hash(), self.recipe.data.max_length
-        key = sha256_json([self.data_hash, self.texts_made, tokenizer, limit, self.task.name, checkpoint.labels])
+        key = sha256_json([self.data_hash, self._made, tokenizer, limit, self.task.name, checkpoint.labels])
         folder = self.work / "encoded" / tokenizer[:16]
         return processes.first_then_all(lambda: pack_on_disk(chunks, folder, key=key))
 
     @property
-    def texts_made(self) -> str:
-        """What tells of the texts that were made beside those of the data."""
-        return sha256_json([self.recipe.data.augment.model_dump(mode="json"), self.recipe.seed, len(self.free_text)])
+    def _made(self) -> list[str]:
+        """What tells of the texts and targets that were made beside those of the data."""
+        names = ["augmented.json"] * (self.recipe.data.augment.copies > 0) + ["targets.json"] * self._rewrites
+        return [sha256_file(self.work / name) for name in names]
+
+    @property
+    def _rewrites(self) -> bool:
+        """The teacher writes targets: all of them where it is asked to, else those that are missing."""
+        told = self.recipe.objective.targets != "gold" or len(self.free_text) > 0
+        return self.task.target == "text" and told
 
     @cached_property
     def transfer(self) -> Encoded:

@@ -76,6 +76,19 @@ def test_predict_answers_on_standard_output(tiny_bundle):
     assert pair.rstrip().endswith("one | two")
 
 
+def test_a_phone_is_named_with_what_measures_on_it(tiny_bundle):
+    done = RUNNER.invoke(app, ["bench", str(tiny_bundle), "--device", "R5CT"])
+    assert done.exit_code == 2
+    assert "give --adb PERF_TEST with it" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_data_is_not_asked_of_a_bundle_that_failed(own_bundle, tmp_path):
+    (own_bundle / "recipe.toml").unlink()
+    done = RUNNER.invoke(app, ["verify", str(own_bundle), "--data", str(tmp_path / "none.csv"), "--json"])
+    assert "recipe.toml is missing" in str(done.exception)
+    assert not json.loads(done.stdout)["ok"]
+
+
 def test_predict_refuses_a_length_for_what_writes_no_text(tiny_bundle):
     done = RUNNER.invoke(app, ["predict", str(tiny_bundle), "one", "--max-new-tokens", "3"])
     assert done.exit_code == 2

@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.data.fields import INPUTS, TARGETS
 from distill.data.rows import Columns, Rows, name_labels, usable_rows
-from distill.data.tables import read_table
+from distill.data.tables import Table, read_table
 from distill.encoding import encode_rows, texts_of
 from distill.errors import DataError
 from distill.evaluation import Evaluation, agreement, disagreements, evaluate
@@ -144,8 +144,9 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
             fix="Leave --data away; report.html of its run has the measures.",
         )
     columns = Recipe.parse(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))).data
+    table = read_table(source, "test")
     try:
-        rows = labelled_rows(bundle, columns, source)
+        rows = labelled_rows(bundle, columns, table)
     except DataError as error:
         pair = f", data.text_pair {columns.text_pair!r}" if columns.text_pair else ""
         label = f", data.label {columns.label!r}" if TARGETS[task.target].column else ""
@@ -166,11 +167,11 @@ def verify_with_data(folder: Path, source: str, verdict: Verification) -> Verifi
     return verdict
 
 
-def labelled_rows(bundle: Bundle, columns: DataRecipe, source: str) -> Rows:
-    """Rows of `source` as a bundle was measured on such: its classes, and its prefix before each text.
+def labelled_rows(bundle: Bundle, columns: DataRecipe, table: Table) -> Rows:
+    """Rows of a table as a bundle was measured on such: its classes, and its prefix before each text.
 
     Raises:
-        DataError: The data cannot be read, or holds a label that the bundle has not.
+        DataError: A column is missing, or it holds a label that the bundle has not.
     """
     task = TASKS[bundle.task]
     named = Columns(
@@ -183,7 +184,6 @@ def labelled_rows(bundle: Bundle, columns: DataRecipe, source: str) -> Rows:
         prefix=bundle.prefix,
     )
     report: list[str] = []
-    table = read_table(source, "test")
     sides = {"train": usable_rows(table, named, report)}
     _, sides = name_labels(sides, table.label_names.get(columns.label), bundle.labels, named.skip, report, least=0)
     return sides["train"]

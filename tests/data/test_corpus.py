@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distill.data import remote
 from distill.data.corpus import Seen
@@ -21,10 +22,13 @@ from distill.data.packing import pack_on_disk
 from distill.data.splits import load_splits, load_table
 from distill.data.streams import ROWS, is_large, read_parts
 from distill.errors import DataError
+from distill.lessons import Lessons
 from distill.pipeline import run_stages
+from distill.progress import SILENT
 from distill.recipe import Recipe
 from distill.tasks import concatenate
 from distill.tasks.encoded import SOURCE, pack
+from distill.teacher import Checkpoint
 
 TEXTS = [f"sentence number {number} of them" for number in range(3 * ROWS // 2)]
 
@@ -207,6 +211,30 @@ def test_a_large_transfer_set_trains_as_a_small_one(tmp_path, intents_folder, ti
     assert (tmp_path / "large/work/text/text.arrow").exists()
     assert list((tmp_path / "large/work/encoded").glob("*/input_ids.bin"))
     assert large == small
+
+
+def test_token_ids_on_disk_are_those_of_the_texts_that_were_made(tmp_path, tiny_start, intents_folder, monkeypatch):
+    """Another teacher has other neighbours of a word, and makes as many texts."""
+    monkeypatch.setattr("distill.lessons.LARGE", 1)
+    given = {
+        "output": str(tmp_path),
+        "task": "text-classification",
+        "teacher": {"start": str(tiny_start)},
+        "data": {"train": str(intents_folder / "train.csv"), "augment": {"copies": 1, "ways": ["drop"]}},
+    }
+
+    def transfer():
+        lessons = Lessons(Recipe.parse(given), SILENT)
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_start, num_labels=3)
+        lessons.teacher = Checkpoint(model, AutoTokenizer.from_pretrained(tiny_start), lessons.splits.labels, "")
+        return lessons.transfer
+
+    first = transfer()
+    path = tmp_path / "work/augmented.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({**made, "texts": [f"{text} now" for text in made["texts"]]}))
+    assert len(transfer()) == len(first)
+    assert sum(transfer().lengths) > sum(first.lengths)
 
 
 # Elsewhere

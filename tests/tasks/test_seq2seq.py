@@ -350,8 +350,9 @@ def test_how_the_teacher_writes_is_what_a_student_depends_on(finished):
 
 
 @pytest.mark.slow
-def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished, rows_file, tmp_path):
+def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished, rows_file, tmp_path, monkeypatch):
     recipe, result = finished
+    monkeypatch.setattr("distill.lessons.LARGE", 1)
     free = [{"en": row["en"]} for row in rows["train"][32:36]]
     files = {"train": str(rows_file(rows["train"][:32], "few")), "unlabelled": [str(rows_file(free, "free"))]}
     changes = {
@@ -369,6 +370,12 @@ def test_pairs_keep_their_targets_and_free_text_gets_the_teachers(rows, finished
         assert unlabelled["label"] == rewritten(texts, run.teacher, TASK, path, max_length=recipe.data.max_length)
         assert all(unlabelled["label"])
         assert len(run.transfer) == len(gold) + len(unlabelled)
+        known, kept = tmp_path / "run/work/targets.json", run.transfer[len(gold)]["labels"]
+        said = json.loads(known.read_text(encoding="utf-8"))
+        known.write_text(json.dumps({**said, "texts": [f"{text} {text}" for text in said["texts"]]}), encoding="utf-8")
+        assert len(Run(asked, ledger, SILENT).transfer[len(gold)]["labels"]) > len(
+            kept
+        )  # as another teacher's would be
 
 
 def test_a_target_has_its_own_language_around_it(tmp_path):
