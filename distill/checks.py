@@ -61,9 +61,8 @@ def check_columns(task: Task, recipe: Recipe) -> None:
         )
     if recipe.student.vocabulary != "full" and not task.trims:
         kept = recipe.student.vocabulary
-        problems.append(
-            f'`student.vocabulary` must be "full" for {task.name}; got {kept!r}: its teacher guesses tokens'
-        )
+        reason = "it reads images" if "image" in task.reads else "its teacher guesses tokens"
+        problems.append(f'`student.vocabulary` must be "full" for {task.name}; got {kept!r}: {reason}')
     if recipe.objective.targets != "gold" and task.target != "text":
         problems.append(f'`objective.targets` must be "gold" for {task.name}: its teacher writes no texts')
     if problems:
@@ -92,4 +91,4 @@ def check_problem(checkpoint: Checkpoint, task: Task) -> None:
     if task.problem is not None:
         config.problem_type = task.problem
     if reason := task.teaches(checkpoint.model):
-        raise TeacherError(reason, where=checkpoint.source, fix="Give a teacher without it.")
+        raise TeacherError(reason, where=checkpoint.source)

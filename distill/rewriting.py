@@ -14,6 +14,7 @@ from distill.files import read_json, sha256_json, write_json
 from distill.heads.generation import Rules
 from distill.progress import SILENT, Progress
 from distill.tasks import Task
+from distill.tasks.writing import spelled
 from distill.teacher import Checkpoint
 
 BEAMS = 4
@@ -64,7 +65,6 @@ def rewritten(
                 said.update(zip(rows, writer.write(batch, rules), strict=True))
                 stage.advance(len(rows))
             ids = [said[row] for row in range(len(chunk))]
-            words = getattr(teacher.tokenizer, "tokenizer", teacher.tokenizer)  # beside it an image reader may stand
-            done += [text.strip() for text in words.batch_decode(ids, skip_special_tokens=True)]
+            done += spelled(teacher.tokenizer, ids)
             write_json(path, {"key": key, "texts": done})
     return done

@@ -25,7 +25,7 @@ from distill.lessons import Lessons
 from distill.objectives import Objective, build_objective
 from distill.objectives.losses import LOSSES
 from distill.objectives.objective import check_top_k
-from distill.objectives.presets import resolve_terms
+from distill.objectives.presets import refuse_logits, resolve_terms
 from distill.progress import Progress
 from distill.recipe import Recipe, TermRecipe
 from distill.student.build import Student
@@ -88,15 +88,21 @@ class Run(Lessons):
         texts = [text for rows in (self.splits.train, self.free_text) for text in all_texts(rows, self.task)]
         counts = count_pieces(texts, self.teacher.tokenizer, progress=self.progress)
         trimmed = trim_vocabulary(self.teacher.tokenizer, counts, keep=wanted)
-        width = self.teacher.model.get_input_embeddings().weight.shape[1]
-        columns = ["", "pieces", "fp32 bytes", "int8 bytes"]
-        self.progress.table("Vocabulary", columns, trimmed.rows(self.recipe.student.hidden_size or width))
+        self.progress.table("Vocabulary", ["", "pieces", "fp32 bytes", "int8 bytes"], trimmed.rows(self._table_width()))
         seen = measure_coverage(self.teacher.tokenizer, trimmed, all_texts(self.splits.validation, self.task))
         self.progress.say(
             f"on validation text {seen.identical:,} of {seen.texts:,} texts are split as before, "
             f"{seen.unknown_after - seen.unknown_before:,} more unknown tokens"
         )
         return trimmed
+
+    def _table_width(self) -> int:
+        """Numbers a token in the student's table."""
+        card, teacher = self.student_card, self.teacher.model
+        own = int(teacher.get_input_embeddings().weight.shape[1])
+        follows = own == getattr(teacher.config, "hidden_size", own)  # a table may have a width of its own
+        sizes = (card.embedding_size, *((self.recipe.student.hidden_size, card.hidden_size) if follows else ()))
+        return next((size for size in sizes if isinstance(size, int)), own)
 
     def new_student(self) -> Student:
         """The student as it is before training; the same one each time."""
@@ -155,6 +161,8 @@ class Run(Lessons):
             same_tokens=same_tokens,
             losses=self.task.losses,
         )
+        if not self.task.logits:
+            refuse_logits(terms, self.task.name)
         terms = _with_options(terms, self.task.options(self.teacher.model))
         layers = self.student.layer_map
         objective = build_objective(terms, student, teacher, layer_map=layers, seed=self.recipe.seed)
@@ -265,7 +273,8 @@ class Run(Lessons):
                 return teacher_of(taps)
             return LiveTeacher(sharded_copy(self.teacher.model, training_device()), taps, bf16=bf16)
 
-        if not self.task.cached or self.recipe.objective.on_policy.share:
+        reads_padding = any(plan.reads_padding for plan in objective.plans)
+        if reads_padding or not self.task.cached or self.recipe.objective.on_policy.share:
             return along(self.teacher_taps(objective))
         inputs = self.cache_inputs(objective)
         if inputs["top_k"]:

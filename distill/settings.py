@@ -150,10 +150,10 @@ def _is_tables(value: Any) -> bool:
 
 
 def _toml(value: Any) -> str:
-    """A TOML value. JSON strings, numbers and booleans are TOML as they stand; tables are written inline."""
+    """A TOML value. JSON strings, numbers and booleans are TOML but for U+007F; tables are written inline."""
     if isinstance(value, dict):
-        inside = ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
+        inside = ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -117,3 +117,23 @@ def test_what_fails_on_the_phone_is_told_and_tidied_up(own_bundle: Path, adb: Pa
     assert not (adb / "phone").exists()
     with pytest.raises(BundleError, match="Give onnxruntime_perf_test of an Android build"):
         bench_phone(own_bundle, adb / "nothing")
+
+
+def test_a_bundle_that_cannot_be_timed_there_is_refused_before_anything_is_pushed(own_bundle: Path, adb: Path) -> None:
+    model = own_bundle / "onnx" / "model_quantized.onnx"
+    pixels, vector = (onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in ("pixel_values", "logits"))
+    node = onnx.helper.make_node("Identity", ["pixel_values"], ["logits"])
+    images = onnx.helper.make_model(onnx.helper.make_graph([node], "images", [pixels], [vector]))
+    onnx.save(images, model)
+    with pytest.raises(BundleError, match=r"its graph reads pixel_values, and tokens alone .* Leave --adb out"):
+        bench_phone(own_bundle, adb / "perf_test")
+    for name in ("encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"):
+        onnx.save(images, model.with_name(name))
+    model.unlink()
+    names = r"encoder_model_quantized\.onnx and decoder_model_merged_quantized\.onnx"
+    with pytest.raises(BundleError, match=f"it is in {names}, and one file can be timed on a phone"):
+        bench_phone(own_bundle, adb / "perf_test")
+    with pytest.raises(BundleError, match=r"model_quantized\.onnx: is not there\. Give the folder of a bundle"):
+        bench_phone(own_bundle / "onnx", adb / "perf_test")
+    assert " push " not in f" {(adb / 'log').read_text()}"
+    assert not (adb / "phone").exists()

@@ -18,11 +18,11 @@ from distill.export.runtime import Bundle
 from distill.ledger import Ledger, claim
 from distill.pipeline import compress, run_stages
 from distill.progress import SILENT
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TermRecipe
 from distill.run import Run
 from distill.shipping import learner
 from distill.shipping.exporting import _quantize
-from distill.teacher import load_checkpoint
+from distill.teacher import LiveTeacher, load_checkpoint
 
 
 def recipe_for(folder, intents, start, **changes):
@@ -366,6 +366,14 @@ def test_the_batches_that_a_student_is_fitted_on_are_of_the_whole_set(finished, 
     rows = [int(number) for batch in run.some_batches() for number in batch["example"]]
     assert len(rows) == len(set(rows)) == 256
     assert (min(rows), max(rows)) == (0, 319)
+
+
+def test_a_convention_that_reads_padding_is_taught_by_a_live_teacher(finished, tmp_path):
+    """Of what stands behind a text a cache says nothing, which such a convention would learn."""
+    terms = [{"loss": "hidden_mse", "options": {"convention": "tinybert"}}]
+    objective = finished[0].objective.model_copy(update={"terms": [TermRecipe.model_validate(term) for term in terms]})
+    run = Run(finished[0].model_copy(update={"objective": objective}), Ledger(tmp_path / "state"), SILENT)
+    assert isinstance(run.cache(run.objective()[0]), LiveTeacher)
 
 
 def test_weights_on_request_ship_and_are_named(finished, tmp_path):

@@ -45,6 +45,12 @@ def test_a_written_recipe_reads_back_the_same(comments):
     assert Recipe.parse(tomllib.loads(recipe.to_toml(comments=comments))) == recipe
 
 
+def test_signs_that_toml_escapes_otherwise_than_json_read_back_the_same():
+    label_map = {"\U0001f600": "delete \x7f", "\x7f \U0001f600": "\u2028"}
+    recipe = Recipe.parse({**MINIMAL, "teacher": {"checkpoint": "m", "label_map": label_map}})
+    assert tomllib.loads(recipe.to_toml())["teacher"]["label_map"] == label_map
+
+
 def test_every_field_says_what_it_is():
     text = Recipe.parse(MINIMAL).to_toml(comments=True)
     settings = [number for number, line in enumerate(text.splitlines()) if " = " in line and not line.startswith("#")]

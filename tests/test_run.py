@@ -86,6 +86,23 @@ def test_a_teacher_without_names_is_asked_by_the_numbers_of_the_data(teacher, tm
     assert run.teacher.model.config.label2id == {"0": 0, "1": 1}
 
 
+@pytest.mark.parametrize(
+    ("student", "width"),
+    [({}, 32), ({"hidden_size": 16, "attention_heads": 2}, 16), ({"card": "factorised-4"}, 128)],
+)
+def test_a_vocabulary_is_weighed_by_the_students_table(student, width, teacher, tmp_path):
+    names = {"label_map": {"LABEL_0": "no", "LABEL_1": "yes"}}
+    recipe = recipe_with(teacher, tmp_path, teacher=names, student={"vocabulary": "used", **student})
+    tables = []
+
+    class Shown(type(SILENT)):
+        def table(self, title, columns, rows):
+            tables.append(rows)
+
+    trimmed = Run(recipe, Ledger(tmp_path / "state"), Shown()).trimmed
+    assert tables == [trimmed.rows(width)]
+
+
 def test_another_shape_under_the_same_path_is_another_student(teacher, tmp_path):
     card, made = tmp_path / "mine.toml", []
     for heads in (2, 1):

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distill.errors import BundleError, MissingExtraError, needs_extra
+from distill.export.pieces import files_of
 from distill.files import json_lines
 from distill.progress import SILENT, Progress
 
@@ -26,6 +26,10 @@ PLACE = "/data/local/tmp/distill-bench"
 """On the phone: shell users may write and run there."""
 
 TOOL = "onnxruntime_perf_test"
+_HERE = "Leave --adb out: it is then measured on this machine."
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+"""Inputs that can be fed there."""
+
 COLUMNS = ["length", "batch", "threads", "p50 ms", "p90 ms", "p99 ms"]
 _LATENCY = re.compile(r"^P(50|90|99) Latency: ([\d.eE+-]+) s", re.MULTILINE)
 
@@ -108,20 +112,23 @@ def bench_phone(
         progress: Told about cells.
 
     Raises:
-        BundleError: The bundle has no golden tokens, or a step on the phone fails.
+        BundleError: The bundle is in two files, reads something other than tokens or has no golden ones, before
+            anything is pushed; or a step on the phone fails.
         MissingExtraError: adb is not installed or no phone is connected, or `onnx` is missing.
     """
     adb, binary = adb or Adb(), Path(perf_test)
     if not binary.is_file():
         raise BundleError("is not there", where=str(binary), fix=f"Give {TOOL} of an Android build of ONNX Runtime.")
+    model = _model_of(Path(bundle))
     _check_connected(adb)
-    model = Path(bundle) / "onnx" / "model_quantized.onnx"
     cells = list(product(lengths, batches, threads))
     found = []
     with (
         tempfile.TemporaryDirectory() as place,
         progress.stage("On the phone", total=len(cells), unit="cells") as stage,
     ):
+        for length, batch in product(lengths, batches):
+            write_inputs(Path(bundle), model, Path(place) / f"{length}x{batch}", length=length, batch=batch)
         _run(adb.shell(["mkdir", "-p", PLACE]))
         try:
             _run(adb.push(binary, f"{PLACE}/{TOOL}"))
@@ -129,7 +136,6 @@ def bench_phone(
             _run(adb.shell(["chmod", "755", f"{PLACE}/{TOOL}"]))
             for length, batch, count in cells:
                 name = f"{length}x{batch}"
-                write_inputs(Path(bundle), model, Path(place) / name, length=length, batch=batch)
                 _run(adb.push(Path(place) / name, PLACE))
                 _run(adb.shell(["ln", "-sf", f"{PLACE}/model.onnx", f"{PLACE}/{name}/model.onnx"]))
                 said = _run(measure_command(adb, name, threads=count, runs=runs))
@@ -149,21 +155,32 @@ def write_inputs(bundle: Path, model: Path, folder: Path, *, length: int, batch:
         from onnx import load, numpy_helper
     except ModuleNotFoundError as error:
         raise needs_extra("train", error.name or "onnx") from error
+    inputs = [value.name for value in load(model).graph.input]
+    if other := [name for name in inputs if name not in TOKENS]:
+        what = f"its graph reads {', '.join(other)}, and tokens alone can be fed on a phone"
+        raise BundleError(what, where=str(bundle), fix=_HERE)
     tokens = [token for line in json_lines(bundle / "golden.jsonl") for token in line["ids"]]
     if not tokens:
         raise BundleError("its golden texts have no tokens", where=str(bundle), fix="Export the bundle again.")
-    values: dict[str, Any] = {
-        "input_ids": np.resize(np.array(tokens, np.int64), (batch, length)),
-        "attention_mask": np.ones((batch, length), np.int64),
-        "token_type_ids": np.zeros((batch, length), np.int64),
-    }
+    ids, mask = np.resize(np.array(tokens, np.int64), (batch, length)), np.ones((batch, length), np.int64)
+    values = dict(zip(TOKENS, (ids, mask, np.zeros_like(mask)), strict=True))
     target = folder / "test_data_set_0"
     target.mkdir(parents=True, exist_ok=True)
-    for number, wanted in enumerate(load(model).graph.input):
-        if wanted.name not in values:
-            raise BundleError(f"its input {wanted.name!r} is not known here", where=str(model))
-        tensor = numpy_helper.from_array(values[wanted.name], wanted.name)
+    for number, name in enumerate(inputs):
+        tensor = numpy_helper.from_array(values[name], name)
         (target / f"input_{number}.pb").write_bytes(tensor.SerializeToString())
+
+
+def _model_of(bundle: Path) -> Path:
+    """The one file that is timed."""
+    model = bundle / "onnx" / "model_quantized.onnx"
+    files = files_of(model)
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise BundleError(f"it is in {names}, and one file can be timed on a phone", where=str(bundle), fix=_HERE)
+    if not model.is_file():
+        raise BundleError("is not there", where=str(model), fix="Give the folder of a bundle.")
+    return model
 
 
 def _check_connected(adb: Adb) -> None:

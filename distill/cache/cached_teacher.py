@@ -156,6 +156,14 @@ def _widened(values: Tensor, scale: Tensor | None) -> Tensor:
     return values.float() if values.is_floating_point() else values.long()
 
 
+def serves_with_more(folder: Path, key: CacheKey, taps: Iterable[str]) -> bool:
+    """A whole cache with more taps than are asked for is there: it serves as it is, and is not one of this key."""
+    index = read_index(folder)
+    if index is None or index["key"] == made_from(key) or not _serves(index, made_from(key), sorted(taps)):
+        return False
+    return all(record and intact(folder, number, record) for number, record in enumerate(index["shards"]))
+
+
 def build_cache(
     teacher: Recorded,
     encoded: Rows,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import processes
-from distill.cache.cached_teacher import build_cache, cache_key
+from distill.cache.cached_teacher import build_cache, cache_key, serves_with_more
 from distill.cache.index import Rows, made_from, read_index
 from distill.cache.storage import ON_LOGITS, Collate, MixedTeacher, QuantisedTeacher, Recorded, measure_need
 from distill.cache.store import pull, push
@@ -52,8 +52,9 @@ def label_rows(
     """
     taps = frozenset(taps)
     top_k = inputs.get("top_k", 0)
-    live: Recorded = TopKTeacher(teacher_of(taps), top_k) if top_k else teacher_of(taps)
-    need = measure_need(live, encoded, collate)
+    asked = teacher_of(taps)
+    need = measure_need(asked, encoded, collate, top_k)
+    live: Recorded = TopKTeacher(asked, top_k) if top_k else asked
     kept, line = need.choose(max_bytes)
     key = cache_key(**inputs, kept=kept)
     index = read_index(folder)
@@ -67,7 +68,11 @@ def label_rows(
         written: Recorded = TopKTeacher(logits, top_k) if top_k else logits
     else:
         written = QuantisedTeacher(live) if kept == "int8" else live
-    if store and (fetched := processes.agree(lambda: pull(store, folder, key))):
+
+    def fetch() -> int:
+        return 0 if serves_with_more(folder, key, written.taps) else pull(store, folder, key)
+
+    if store and (fetched := processes.agree(fetch)):
         progress.say(f"teacher cache: {fetched} shards fetched from {store}")
     cached = build_cache(
         written, encoded, collate, folder, key=key, batch_size=batch_size, text_of=text_of, progress=progress

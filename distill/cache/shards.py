@@ -29,6 +29,9 @@ Array = np.ndarray
 LARGEST = 65504.0
 """The largest finite fp16 number."""
 
+WIDE = 1 << 16
+"""Class numbers from here on take four bytes, smaller ones two."""
+
 SCALE = ".scale"
 """Ends the name of what a feature in int8 is multiplied by."""
 
@@ -103,7 +106,7 @@ def _short(numbers: Tensor) -> Tensor:
     """Class numbers in as few bytes as hold them; int8 as it is."""
     if numbers.dtype == torch.int8:
         return numbers
-    return numbers.to(torch.uint16 if numbers.numel() == 0 or int(numbers.max()) < 1 << 16 else torch.int32)
+    return numbers.to(torch.uint16 if numbers.numel() == 0 or int(numbers.max()) < WIDE else torch.int32)
 
 
 def _narrow(tap: str, values: Tensor) -> Array:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from distill.cache.index import Rows, row_lengths
-from distill.cache.shards import SCALE
-from distill.cache.top_k import IDS, TOP
+from distill.cache.shards import SCALE, WIDE
+from distill.cache.top_k import IDS, TOP, keep_top
 from distill.errors import CacheError
 
 Kept = Literal["fp16", "int8", "live"]
@@ -82,25 +82,30 @@ class Need:
         )
 
 
-def measure_need(teacher: Recorded, encoded: Rows, collate: Collate) -> Need:
+def measure_need(teacher: Recorded, encoded: Rows, collate: Collate, top_k: int = 0) -> Need:
     """What a cache of these rows would take, from one answer of the teacher.
 
     Args:
         teacher: Asked about the first row.
         encoded: The rows.
         collate: Rows to a batch of tensors.
+        top_k: Classes of the teacher's logits that are kept; 0 for all.
     """
     tokens_R = row_lengths(encoded)
     rows, tokens, squares = len(tokens_R), int(tokens_R.sum()), int((tokens_R**2).sum())
     found = {"logits": 0, "fp16": 0, "int8": 0}
-    for tap, value in teacher.features(collate([encoded[0]])).items():
+    features, classes = dict(teacher.features(collate([encoded[0]]))), 0
+    if top_k and "logits" in features:
+        logits = features.pop("logits")
+        features, classes = features | keep_top(logits, top_k), logits.shape[-1]
+    for tap, value in features.items():
         numbers = value.shape[-1] * (rows if value.ndim <= 2 else tokens)
         scales = tokens if value.ndim == 3 else rows
         if value.ndim == 4:
             numbers, scales = value.shape[1] * squares, value.shape[1] * tokens
         if tap in ON_LOGITS:
-            short = value.ndim > 2 or not value.is_floating_point()
-            found["logits"] += numbers * (2 if tap != "logits" and short else 4)
+            short = classes <= WIDE if tap == IDS else tap == TOP and value.ndim > 2
+            found["logits"] += numbers * (2 if short else 4)
         else:
             found["fp16"] += 2 * numbers
             found["int8"] += numbers + 2 * scales

@@ -74,14 +74,16 @@ def push(store: str, folder: Path, key: CacheKey) -> int:
         key: Its key.
 
     Returns:
-        How many were uploaded.
+        How many were uploaded: none of a cache of another key, such as one with more taps that serves here.
 
     Raises:
         CacheError: The store cannot be written.
     """
     with _reached(store):
         system, home = _home(store, key)
-        index: dict[str, Any] = read_index(folder) or {"shards": []}
+        index = read_index(folder)
+        if index is None or index["key"] != made_from(key):
+            return 0
         known = {"shards": [], **_index(system, home)}
         sent = 0
         for number, record in enumerate(index["shards"]):

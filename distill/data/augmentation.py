@@ -96,19 +96,29 @@ def kept_texts(
         DataError: The masked language model cannot be loaded or has no mask token.
     """
     made_from = {"texts": sha256_json(list(texts)), "recipe": recipe.model_dump(mode="json"), "seed": seed}
+    masked = _language_model(recipe.model) if "masked" in recipe.ways else None
+    if masked:
+        made_from["language_model"] = _digest(*masked)
     if "neighbours" in recipe.ways:
         table = model.get_input_embeddings().weight.detach().float().cpu().contiguous()
         made_from["table"] = hashlib.sha256(table.numpy().tobytes()).hexdigest()
     kept = read_json(path)
     if kept and kept["made_from"] == made_from:
         return list(kept["texts"])
-    made = augment(texts, _ways(texts, recipe, model, tokenizer), copies=recipe.copies, seed=seed, progress=progress)
+    ways = _ways(texts, recipe, model, tokenizer, masked)
+    made = augment(texts, ways, copies=recipe.copies, seed=seed, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"made_from": made_from, "texts": made})
     return made
 
 
-def _ways(texts: Sequence[str], recipe: AugmentRecipe, model: PreTrainedModel, tokenizer: Any) -> list[Way]:
+def _ways(
+    texts: Sequence[str],
+    recipe: AugmentRecipe,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    masked: tuple[PreTrainedModel, Any] | None,
+) -> list[Way]:
     ways: list[Way] = []
     for name in recipe.ways:
         if name == "drop":
@@ -117,8 +127,8 @@ def _ways(texts: Sequence[str], recipe: AugmentRecipe, model: PreTrainedModel, t
             ways.append(mix_sentences(texts))
         elif name == "neighbours":
             ways.append(replace_words(embedding_neighbours(model, tokenizer), rate=recipe.replace))
-        else:
-            ways.append(replace_words(masked_words(*_language_model(recipe.model)), rate=recipe.replace))
+        elif masked:
+            ways.append(replace_words(masked_words(*masked), rate=recipe.replace))
     return ways
 
 
@@ -134,6 +144,15 @@ def _language_model(source: str) -> tuple[PreTrainedModel, Any]:
             where="data.augment.model",
             fix="Give a folder with its safetensors and tokenizer, or a hub id, or leave the way `masked` out.",
         ) from error
+
+
+def _digest(model: PreTrainedModel, tokenizer: Any) -> str:
+    """sha256 of a model's weights and of its tokenizer."""
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def drop_words(rate: float = 0.1) -> Way:
@@ -235,9 +254,11 @@ def masked_words(model: PreTrainedModel, tokenizer: Any, *, among: int = 15, max
     model.eval()
 
     def candidates(text: str) -> Mapping[int, Sequence[str]]:
-        words = text.split()
-        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        row, owners = torch.tensor(encoded["input_ids"]), encoded.word_ids()
+        words = [f" {word}" for word in text.split()]  # as `_whole_words` reads them, the first one too
+        encoded = tokenizer("".join(words), truncation=True, max_length=max_length, return_offsets_mapping=True)
+        of_sign = [number for number, word in enumerate(words) for _ in word]
+        owners = [of_sign[end - 1] if end > begin else None for begin, end in encoded["offset_mapping"]]
+        row = torch.tensor(encoded["input_ids"])
         places = {n: owners.index(n) for n in range(len(words)) if owners.count(n) == 1}
         alone = {n: at for n, at in places.items() if int(row[at]) in name_of}
         found: dict[int, list[str]] = {}

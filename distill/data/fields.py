@@ -213,7 +213,7 @@ def _read_span(value: Any, column: str, class_names: Sequence[str] | None) -> Re
         return None, f"an answer of {column!r} is empty; leave `text` and `answer_start` empty where there is none"
     if not all(isinstance(start, int) and start >= 0 for start in starts):
         return None, f"an `answer_start` of {column!r} is no character's number; it holds {starts!r:.40}"
-    return {"text": list(texts), "answer_start": list(starts)}, None
+    return {"text": [whole(text) for text in texts], "answer_start": list(starts)}, None
 
 
 def _in_context(text: Any, pair: Any, span: Any) -> str | None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -50,9 +51,9 @@ def fetch(source: str, folder: Path | None = None) -> Path:
         home = (folder or cache_folder()) / stamp[:32]
         alone = names == [path] or system.isfile(path)
         for name in names:
-            within = Path(name).name if alone else os.path.relpath(name, path)
+            within = file_name(name) if alone else os.path.relpath(name, path)
             _copy(system, name, home / within)
-        return home / Path(path).name if alone else home
+        return home / file_name(path) if alone else home
     except ImportError as error:
         raise DataError(
             f"cannot be reached ({first_line(error)})", where=source, fix="Install the package it names."
@@ -61,6 +62,12 @@ def fetch(source: str, folder: Path | None = None) -> Path:
         raise DataError(
             f"cannot be read ({first_line(error)})", where=source, fix="Look at the address and at your credentials."
         ) from error
+
+
+def file_name(path: str) -> str:
+    """What a file is called: of a URL without the query, unless the query alone says how its name ends."""
+    named = Path(urlsplit(path).path if is_remote(path) else path)
+    return named.name if named.suffix else Path(path).name
 
 
 def _copy(system: Any, name: str, target: Path) -> None:

@@ -15,6 +15,7 @@ import datasets
 from distill.data.fields import INPUTS, TARGETS, Input, Target
 from distill.data.tables import Table
 from distill.errors import DataError
+from distill.heads.base import whole
 
 _SKIP = 'Mend it, or set data.on_bad_row = "skip" to leave such rows out.'
 
@@ -159,7 +160,7 @@ class UsableRows:
             value, problem = columns.input.read(columns.input.located(raw_text, table.folder), columns.text)
             problem = table.broken.get(row) or problem
             if problem is None and columns.text_pair is not None:
-                _, problem = INPUTS["text"].read(pair, columns.text_pair)
+                pair, problem = INPUTS["text"].read(pair, columns.text_pair)
             if problem is None and self.labelled:
                 label, problem = columns.target.read(raw[row], columns.label, class_names)
                 problem = problem or columns.target.fits(value, pair, label)
@@ -173,7 +174,7 @@ class UsableRows:
                 rows.pairs.append(str(pair))
             rows.labels.append(label)
             if rows.groups is not None and groups is not None:
-                rows.groups.append(str(groups[row]))
+                rows.groups.append(whole(str(groups[row])))
             rows.keys.append(content_key(columns.input.content(value), None if columns.input.alone else pair))
             rows.numbers.append(table.first + row + 1)
         return rows

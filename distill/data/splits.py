@@ -141,7 +141,7 @@ def load_splits(
     free = Rows("unlabelled", pairs=None if text_pair is None else [], input=columns.input, target=columns.target)
     large: list[str | Path] = []
     for source in unlabelled:
-        in_parts = inputs == "text" and is_large(source)
+        in_parts = inputs != "image" and is_large(source)
         if in_parts and folder is not None:
             large.append(source)
             continue
@@ -177,9 +177,10 @@ def _set_aside(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
     names = [rows.label_names(row) for row in range(len(rows.keys))]
     staying = {name for key, found in zip(rows.keys, names, strict=True) if key not in aside for name in found}
     aside -= {key for key, found in zip(rows.keys, names, strict=True) if not staying.issuperset(found)}
-    if not aside:
+    contents = len(set(rows.keys))
+    if len(aside) in (0, contents):
         raise DataError(
-            f"{len(rows.texts)} rows are too few to set some aside for validation",
+            f"{len(rows.texts)} rows ({contents} different) are too few to set some aside for validation",
             where=rows.name,
             fix="Give more rows, or data.validation.",
         )

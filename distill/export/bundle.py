@@ -117,7 +117,7 @@ def _fill(folder: Path, contents: Contents) -> None:
     manifest = _manifest(folder, contents, bundle.model.metadata.get("distill.embeddings", ""))
     found = {sums_of(file, bundle.model.metadata) for file in files_of(folder / QUANTIZED)}
     sums: Sums = "inexact" if "inexact" in found else "on request" if "on request" in found else "exact"
-    write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs, sums))
+    write_text(folder / "README.md", model_card(manifest, bundle.model.inputs, bundle.model.outputs, sums, bundle.side))
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))

@@ -29,6 +29,7 @@ class Facts:
         code: Python that asks it, where its answer is not one label.
         pipeline: The name of its pipeline in transformers.js.
         precise: Its int8 weights go to -127 and 127, so that x86 without VNNI needs the session option `PRECISE`.
+        side: Where texts are cut that are too long: `right` or `left`.
     """
 
     labels: Sequence[str]
@@ -38,12 +39,13 @@ class Facts:
     code: str | None = None
     pipeline: str = "text-classification"
     precise: bool = False
+    side: str = "right"
 
 
 def python(facts: Facts) -> str:
     """For servers and desktops: the base install, no torch."""
     asked = '"a text", "a second text"' if facts.pairs else '"a text"'
-    code = facts.code or f"print(bundle({asked}).label)"
+    code = (facts.code or "print(bundle({asked}).label)").replace("{asked}", asked)
     return f"""
 from distill import Bundle
 
@@ -173,6 +175,9 @@ def swift(facts: Facts) -> str:
     fed = "".join(f'\n            "{name}": try tensor({sources[name]}),' for name in facts.inputs)
     precise = f"""
         try options.addConfigEntry(withKey: "{PRECISE}", value: "1") // exact int8 sums on x86 without VNNI"""
+    kept = f"ids.prefix({facts.max_length - 1}) + [ids[ids.count - 1]]"
+    if facts.side == "left":
+        kept = f"[ids[0]] + ids.suffix({facts.max_length - 1})"
     return f"""
 import Foundation
 import OnnxRuntimeBindings
@@ -199,7 +204,7 @@ final class Classifier {{
 
     func probabilities(of text: String) throws -> [String: Float] {{
         var ids = tokenizer.encode(text: text).map(Int64.init)
-        if ids.count > {facts.max_length} {{ ids = ids.prefix({facts.max_length - 1}) + [ids[ids.count - 1]] }}
+        if ids.count > {facts.max_length} {{ ids = {kept} }}
         func tensor(_ values: [Int64]) throws -> ORTValue {{
             let data = values.withUnsafeBytes {{ NSMutableData(bytes: $0.baseAddress, length: $0.count) }}
             return try ORTValue(tensorData: data, elementType: .int64, shape: [1, NSNumber(value: values.count)])

@@ -21,7 +21,7 @@ class Card:
         answer: What the model answers with, a sentence's end; `{labels}` are its labels, `{count}` how many.
         shapes: What the graph returns, by the shape of each output.
         clients: Languages of `clients.CLIENTS` whose code is written out.
-        code: Python that asks the bundle, None for the classifier's.
+        code: Python that asks the bundle, `{asked}` for a text or a pair; None for the classifier's.
         files: What the int8 graph is in.
         fed: What its inputs are, where they are not token ids.
         reads: What it takes at most, a part of a sentence.
@@ -53,7 +53,7 @@ CARDS = {
         "text-classification",
         "gives any of {count} labels: {labels}",
         "(batch, {count})",
-        code='print(bundle("a text").labels)',
+        code="print(bundle({asked}).labels)",
     ),
     "question-answering": Card(
         "question-answering",
@@ -65,7 +65,7 @@ CARDS = {
         "text-classification",
         "answers with a number, the output `value`",
         "(batch, 1) and (batch)",
-        code='print(bundle("a text").value)',
+        code="print(bundle({asked}).value)",
     ),
     "token-classification": Card(
         "token-classification",
@@ -135,7 +135,13 @@ ROLES = {
 }
 
 
-def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequence[str], sums: Sums = "exact") -> str:
+def model_card(
+    manifest: Mapping[str, Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    sums: Sums = "exact",
+    side: str = "right",
+) -> str:
     """Markdown with the hub's front matter.
 
     Args:
@@ -143,6 +149,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
         inputs: Names that the int8 graph is fed.
         outputs: Names that it returns.
         sums: What its int8 products are on x86 without VNNI: see `distill.export.sessions.sums_of`.
+        side: Where texts are cut that are too long.
     """
     labels, card = list(manifest["labels"]), CARDS[manifest["task"]]
     weights = manifest.get("weights", "int8")
@@ -157,7 +164,7 @@ def model_card(manifest: Mapping[str, Any], inputs: Sequence[str], outputs: Sequ
     shown = ", ".join(map(_plain, labels[:12])) + (", ..." if len(labels) > 12 else "")
     megabytes = manifest["onnx_bytes"]["int8"] / 1e6
     pairs, precise = bool(manifest.get("pairs")), sums == "on request"
-    facts = Facts(labels, manifest["max_length"], inputs, pairs, card.code, card.pipeline, precise)
+    facts = Facts(labels, manifest["max_length"], inputs, pairs, card.code, card.pipeline, precise, side)
     columns = f"Its columns:\n\n```json\n{as_json(labels)}\n```\n" if labels else ""
     answer = card.answer.format(count=len(labels), labels=shown)
     says = f"{card.reads.format(most=manifest['max_length'])} and {answer}"
@@ -181,7 +188,7 @@ A distilled {manifest["task"]} model: {card.files}, {stored}, {megabytes:.1f} MB
 Feed {_names(inputs)}
 as {card.fed}{_before(manifest)}; read {_names(outputs)}
 as float32 of shape {card.shapes.format(count=len(labels))}. {columns}
-{_needs(manifest, sums)}## Check
+{_needs(manifest, sums, side)}## Check
 
 ```sh
 distill verify PATH/TO/THIS/FOLDER
@@ -224,9 +231,14 @@ def _before(manifest: Mapping[str, Any]) -> str:
     return f' from each text with "{prefix}" put before it' if prefix else ""
 
 
-def _needs(manifest: Mapping[str, Any], sums: Sums) -> str:
+def _needs(manifest: Mapping[str, Any], sums: Sums, side: str) -> str:
     """Paragraphs on what the file asks of a runtime and of a processor."""
     said = []
+    if side == "left":
+        said.append(
+            "Texts that are too long lose their beginning (`truncation_side` of the tokenizer is left), as measured.\n"
+            "transformers.js and DJL cut the end instead: hand them texts that fit."
+        )
     if sums == "on request":
         said.append(
             f'On x86 processors without VNNI set the session option `{PRECISE}` to "1": products of bytes overflow\n'

@@ -195,9 +195,11 @@ def _golden(bundle: Bundle, facts: dict[str, Any], tolerance: float) -> str:
     facts.update(golden=len(kept), golden_max_difference=worst if np.isfinite(worst) else None, golden_flips=flips)
     if bundle.head.counts:
         what, lost, same = "values in parts of their range", "", ""
-    else:
+    elif bundle.labels:
         what, lost = "probabilities", f", {flips} of {len(kept)} labels flip"
         same = f"{flips} labels too close to call flip, " if flips else "same labels, "
+    else:
+        what, lost, same = bundle.head.proof.replace("_", " "), "", ""
     if not (worst <= tolerance and average <= AVERAGE * tolerance):  # written so that NaN fails
         raise VerificationError(
             f"golden {what} differ by up to {worst:.4f} and by {average:.4f} on average "

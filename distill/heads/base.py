@@ -172,7 +172,21 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
     try:
         return tokenizer.encode_batch(list(texts))
     except (TypeError, UnicodeEncodeError):  # something that is no text, or half a surrogate pair
-        return tokenizer.encode_batch([clean(text, row) for row, text in enumerate(texts)])
+        refuse_others(texts)
+        return tokenizer.encode_batch(
+            [tuple(map(whole, text)) if isinstance(text, tuple) else whole(text) for text in texts]
+        )
+
+
+def encode_text(tokenizer: Any, text: Any, row: int) -> Any:
+    """The encoding of a string, halves of surrogate pairs as `encode_texts` has them.
+
+    Raises:
+        DataError: It is no string; `row` is the number of what it is a part of.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give a string.")
+    return encode_texts(tokenizer, [text])[0]
 
 
 def whole(text: str) -> str:
@@ -180,10 +194,15 @@ def whole(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def clean(text: Any, row: int) -> str | tuple[str, str]:
-    """A text or a pair of texts, each made `whole`; anything else is refused."""
-    if isinstance(text, str):
-        return whole(text)
-    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
-        return whole(text[0]), whole(text[1])
-    raise DataError(f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings.")
+def refuse_others(texts: Sequence[Text]) -> None:
+    """Looks for what is neither a string nor a pair of strings.
+
+    Raises:
+        DataError: There is one; names the first by its number.
+    """
+    for row, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError(
+                f"{text!r:.60} is no text", where=f"text {row}", fix="Give strings, or tuples of two strings."
+            )

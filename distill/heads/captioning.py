@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from distill.heads.base import Text, Window, encode_texts
+from distill.heads.base import Text, Window, encode_text
 from distill.heads.images import reread, written
 from distill.heads.translation import Source, Translator
 
@@ -25,7 +25,8 @@ class Captioner(Translator):
             DataError: One of them is no image, or does not decode; or a caption is no text.
         """
         words, images = tokenizer
-        return [[_window(words, images, *(text if isinstance(text, tuple) else (text, None)))] for text in texts]
+        rows = [text if isinstance(text, tuple) and len(text) == 2 else (text, None) for text in texts]
+        return [[_window(words, images, image, said, row)] for row, (image, said) in enumerate(rows)]
 
     def kept(self, text: Text, window: Window) -> dict[str, Any]:
         """The pixels that the model read, and the caption where there is one."""
@@ -38,7 +39,7 @@ class Captioner(Translator):
         return (image, line["text"]) if "text" in line else image
 
 
-def _window(words: Any, images: Any, image: Any, caption: str | None) -> Source:
+def _window(words: Any, images: Any, image: Any, caption: str | None, row: int) -> Source:
     """An image has no tokens of its own."""
-    target = None if caption is None else encode_texts(words, [caption])[0].ids
+    target = None if caption is None else encode_text(words, caption, row).ids
     return Source((), (), (), (), (), target, words, pixels=images.pixels(image))

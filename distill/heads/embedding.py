@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.heads.base import Array, Asked, Head, Prediction, Text, Window
+from distill.heads.base import Array, Asked, Head, Prediction, Text, Window, refuse_others
 
 SHOWN = 6
 """Numbers of a vector that a line shows."""
@@ -64,7 +64,8 @@ class Embedder(Head):
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
-        parts = [text if isinstance(text, tuple) and len(text) == 2 else (text,) for text in texts]
+        refuse_others(texts)
+        parts = [text if isinstance(text, tuple) else (text,) for text in texts]
         found = iter(super().windows(tokenizer, [one for row in parts for one in row]))
         return [[next(found)[0] for _ in row] for row in parts]
 

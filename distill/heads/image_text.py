@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.heads.base import Array, Asked, Head, Prediction, Text, Window, encode_texts, window
+from distill.heads.base import Array, Asked, Head, Prediction, Text, Window, encode_text, window
 from distill.heads.embedding import Embedding, Similarity
 from distill.heads.image_classification import seen
 from distill.heads.images import reread, written
@@ -36,7 +36,7 @@ class Retriever(Head):
             DataError: One of them is neither text nor image, or does not decode.
         """
         words, images = tokenizer
-        return [[_window(words, images, text)] for text in texts]
+        return [[_window(words, images, text, row)] for row, text in enumerate(texts)]
 
     def decode(self, asked: Asked, labels: Sequence[str], settings: Mapping[str, Any]) -> Prediction:
         """The vector of an image or a text, or the similarity of a pair."""
@@ -62,14 +62,14 @@ class Retriever(Head):
         return (reread(line["image"]), line["text"]) if "text" in line else reread(line["image"])
 
 
-def _window(words: Any, images: Any, given: Any) -> Window:
+def _window(words: Any, images: Any, given: Any, row: int) -> Window:
     if isinstance(given, tuple) and len(given) == 2:
-        return replace(_words(words, given[1]), pixels=images.pixels(given[0]))
+        return replace(_words(words, given[1], row), pixels=images.pixels(given[0]))
     if isinstance(given, str) and Path(given).suffix.lower() not in SUFFIXES:
-        return _words(words, given)
+        return _words(words, given, row)
     return seen(images.pixels(given))
 
 
-def _words(tokenizer: Any, text: str) -> Window:
-    (found,) = encode_texts(tokenizer, [text])
+def _words(tokenizer: Any, text: Any, row: int) -> Window:
+    found = encode_text(tokenizer, text, row)
     return window(found, cut=bool(found.overflowing))

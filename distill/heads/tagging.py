@@ -96,26 +96,31 @@ class Tagger(Head):
             tags.append(labels[int(row.argmax())])
             sure.append(float(row.max()))
         spans = [words[number][1] for number in sorted(words)]
-        found = entities(text, spans, tags, sure)
+        found = entities(text, spans, tags, sure, ends=any(label[:2] in ("B-", "I-") for label in labels))
         if isinstance(asked.text, list):  # a word without a token, such as a lone accent, has no entity
             told = dict(zip(sorted(words), tags, strict=True))
             tags = [told.get(number, "O") for number in range(len(asked.text))]
         return Tagging(found, tags)
 
 
-def entities(text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float]) -> list[Entity]:
-    """Joins words: `B-` begins an entity, `I-` or no prefix goes on with one of the same kind.
+def entities(
+    text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float], *, ends: bool = True
+) -> list[Entity]:
+    """Joins words: `B-` begins an entity, `I-` or no prefix goes on with one of the same kind, as seqeval counts them.
 
     Args:
         text: The words stand in it.
         spans: (begin, end) of each word.
         tags: A label a word.
         sure: Probability of each label.
+        ends: `E-` ends an entity and `S-` is a whole one (BIOES); else they are the beginnings of names.
     """
+    begins, closes = (("B-", "S-"), ("E-", "S-")) if ends else (("B-",), ())
     groups: list[tuple[str, list[int]]] = []
     for index, tag in enumerate(tags):
-        kind = tag[2:] if tag[:2] in ("B-", "I-") else tag
-        if groups and groups[-1][0] == kind and not tag.startswith("B-"):
+        kind = tag[2:] if tag[:2] in ("I-", *begins, *closes) else tag
+        closed = index > 0 and tags[index - 1][:2] in closes
+        if groups and groups[-1][0] == kind and tag[:2] not in begins and not closed:
             groups[-1][1].append(index)
         else:
             groups.append((kind, [index]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.heads.base import Array, Asked, Head, Text, Window, encode_texts
+from distill.heads.base import Array, Asked, Head, Text, Window, encode_texts, refuse_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Translator(Head):
         Raises:
             DataError: One of them is neither a string nor a pair of strings.
         """
+        refuse_others(texts)
         sources = encode_texts(tokenizer, [text[0] if isinstance(text, tuple) else text for text in texts])
         return [
             [

@@ -72,6 +72,13 @@ class Plan:
     dynamic: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def reads_padding(self) -> bool:
+        """Its convention counts what stands behind a text, of which no cache keeps what the teacher says."""
+        convention = self.options.get("convention")
+        by_token = self.loss.feature != "logits" or "inside" in self.loss.inputs
+        return by_token and convention in ("distilbert", "mobilebert", "paddle", "tinybert")
+
+    @property
     def student_taps(self) -> set[str]:
         """Taps of the student that the loss reads."""
         if not self.loss.feature or self.loss.feature == "logits":
@@ -196,7 +203,8 @@ def _plan(
 def _own_options(term: TermRecipe, loss: Loss) -> dict[str, Any]:
     """Options that the objective, not the loss, acts upon."""
     own = dict(PROJECTION_OPTIONS) if loss.projects else {}
-    if loss.feature == "logits" and "temperature" in loss.options and not loss.in_batch:
+    by_row = loss.feature == "logits" and not loss.in_batch and "inside" not in loss.inputs
+    if by_row and "temperature" in loss.options:
         own |= DYNAMIC_OPTIONS
     if loss.remembers:
         own |= MEMORY_OPTIONS

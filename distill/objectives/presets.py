@@ -176,6 +176,21 @@ def _refuse_classes(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> N
             )
 
 
+def refuse_logits(terms: Sequence[TermRecipe], task: str) -> None:
+    """Refuses losses on logits where models give none.
+
+    Raises:
+        ObjectiveError: Naming the first of them.
+    """
+    for term in terms:
+        if term.loss in LOSSES and LOSSES[term.loss].feature in ("", "logits"):
+            raise ObjectiveError(
+                f"{term.loss} reads logits, and models for {task} give vectors",
+                where="objective",
+                fix='Take preset = "auto", or losses on hidden states: embedding, pairwise_cosine, rkd_distance, ...',
+            )
+
+
 def translate(terms: Sequence[TermRecipe], losses: Mapping[str, str]) -> list[TermRecipe]:
     """The terms with a task's own losses in place of those of one label a row, less settings they do not know."""
     result = []

@@ -60,12 +60,13 @@ class Schedule:
         return [0.0, 1.0] if self.kind == "constant" else sorted({0.0, self.begin, self.until, 1.0})
 
     def __str__(self) -> str:
+        """All that it depends on: schedules that read alike are alike."""
         if self.kind == "constant":
-            return f"{self.start:g}"
-        window = f"{self.begin:.0%} to {self.until:.0%}"
+            return f"{self.start:.12g}"
+        window = f"{100 * self.begin:.12g}% to {100 * self.until:.12g}%"
         if self.kind == "stages":
-            return f"{self.start:g} from {window}"
-        return f"{self.start:g} to {self.end:g}, {self.kind}, from {window}"
+            return f"{self.start:.12g} from {window}"
+        return f"{self.start:.12g} to {self.end:.12g}, {self.kind}, from {window}"
 
 
 def schedule_of(value: float | ScheduleRecipe) -> Schedule:

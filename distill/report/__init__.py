@@ -11,7 +11,7 @@ import jinja2
 from distill.files import write_text
 from distill.report.facts import headline, latency_rows, verdicts
 from distill.report.figures import charts
-from distill.report.formats import FILTERS
+from distill.report.formats import FILTERS, in_order
 
 __all__ = ["charts", "headline", "latency_rows", "verdicts", "write_report"]
 
@@ -32,7 +32,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
         "charts": charts(results),
         "headline": headline(results),
         "verdicts": verdicts(results),
-        "tried_lengths": list(dict.fromkeys(n for row in results.get("tried") or [] for n in row["latency_ms"])),
+        "tried_lengths": in_order(n for row in results.get("tried") or [] for n in row["latency_ms"]),
         "roles": [row["role"] for row in results.get("models") or []],
     }
     paths = []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from distill.report.formats import NOT_MEASURED, count, megabytes, number, percent, tokens
+from distill.report.formats import NOT_MEASURED, count, in_order, megabytes, number, percent, tokens
 
 Row = Mapping[str, Any]
 NO_GAIN = 1.05
@@ -58,9 +58,9 @@ def first_shape(bench: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def speeds(slow: Row, fast: Row) -> dict[str, float]:
-    """How many times as fast by length, where both were measured."""
+    """How many times as fast by length, shortest first, where both were measured."""
     theirs, ours = slow.get("latency_ms") or {}, fast.get("latency_ms") or {}
-    return {length: theirs[length]["p50"] / cell["p50"] for length, cell in ours.items() if length in theirs}
+    return {length: theirs[length]["p50"] / ours[length]["p50"] for length in in_order(ours) if length in theirs}
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:

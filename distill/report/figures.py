@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.report.formats import tokens
+from distill.report.formats import in_order, tokens
 from distill.report.svg import bar_chart, line_chart, shares
 
 SERIES = {"teacher": "teacher", "baseline": "same student without a teacher", "student": "student"}
@@ -21,10 +21,12 @@ def charts(results: Mapping[str, Any]) -> dict[str, str]:
     metric = results.get("metric", "metric")
     found = results.get("curves") or {}
     curves = {name: found.get(role) or [] for role, name in SERIES.items()}
-    latency: dict[str, dict[str, float]] = {}
-    for row in results.get("models") or []:
-        for length, cell in (row.get("latency_ms") or {}).items():
-            latency.setdefault(tokens(length), {})[f"{row['name']}, {row['format']}"] = cell["p50"]
+    rows = [row for row in results.get("models") or [] if row.get("latency_ms")]
+    timed = {f"{row['name']}, {row['format']}": row["latency_ms"] for row in rows}
+    latency = {
+        tokens(length): {name: cells[length]["p50"] for name, cells in timed.items() if length in cells}
+        for length in in_order(length for cells in timed.values() for length in cells)
+    }
     return {
         "metric": line_chart(
             {name: _points(points, metric) for name, points in curves.items()},
@@ -53,6 +55,6 @@ def _points(curve: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
 
 
 def _bytes_by_part(results: Mapping[str, Any]) -> dict[str, float]:
-    """Megabytes of the int8 file by part of the model."""
+    """Megabytes of the shipped file by part of the model."""
     steps = [step["components"] for step in results.get("verification") or [] if step.get("components")]
     return {part["name"]: part["bytes"] / 1e6 for part in steps[-1]} if steps else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -55,6 +55,11 @@ def cell(value: object) -> str:
 def tokens(length: int | str) -> str:
     """A length of the benchmark: 0 stands for real text."""
     return f"{length} tokens" if int(length) else "real text"
+
+
+def in_order(lengths: Iterable[str]) -> list[str]:
+    """Lengths of the benchmark, each once, shortest first; real text is last."""
+    return sorted(set(lengths), key=lambda length: (int(length) == 0, int(length)))
 
 
 def shapes(batches: Sequence[Sequence[int]] | None) -> str:

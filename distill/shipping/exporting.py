@@ -85,7 +85,12 @@ def export(run: Run) -> dict[str, Any]:
             "summary": lines,
         }
 
-    inputs = {"train": run.train_inputs(run.objective()[0]), "export": run.recipe.export.model_dump(mode="json")}
+    inputs: dict[str, Any] = {
+        "train": run.train_inputs(run.objective()[0]),
+        "export": run.recipe.export.model_dump(mode="json"),
+    }
+    if run.recipe.export.target == "auto":
+        inputs["timed"] = [target_of(run), *lengths_of(run)]
     return run.ledger.once("export", inputs, work, makes=list(files.values()))
 
 

@@ -329,7 +329,7 @@ def _as_mobilebert(
         "intra_bottleneck_size": card.bottleneck_size,
         "num_feedforward_networks": card.feed_forwards,
         "normalization_type": "no_norm",
-        "hidden_dropout_prob": 0.0,  # small students underfit
+        **({"hidden_dropout_prob": 0.0} if card.dropout is None else {}),  # small students underfit
     }
     return AutoConfig.for_model("mobilebert", **_like_bert(teacher, card, shape, inner, activation) | own)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from distill.cards import StudentCard
@@ -68,7 +69,9 @@ def start_student(
         return build(teacher, card, overrides=changes, seed=seed, init="random" if init == "random" else "teacher")
     if layers == "important":
         wanted = override_card(card, changes).layers
-        layers = rank_layers(teacher, list(batches())[:RANKED], wanted, progress=progress)
+        given = list(batches())
+        spread = np.linspace(0, len(given) - 1, min(RANKED, len(given))).astype(int)
+        layers = rank_layers(teacher, [given[place] for place in spread], wanted, progress=progress)
     if layers != "card":
         changes["inherits"] = {"parts": list(card.inherits.parts), "layers": layers}
     student = build_student(

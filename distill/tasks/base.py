@@ -63,6 +63,7 @@ class Task(ABC):
         metric: The measure that chooses checkpoints, higher is better, in [0, 1].
         preset: Name of the default objective.
         losses: What stands for the losses of presets, `soft_labels` and `hard_labels`, where those do not fit.
+        logits: Its models give logits, which losses may read.
         suffixes: How the names of its architectures end.
         problems: Values of `config.problem_type` that are its own.
         problem: The one that is written into its models, so that other clients treat them as it does.
@@ -93,6 +94,7 @@ class Task(ABC):
     metric: ClassVar[str]
     preset: ClassVar[str]
     losses: ClassVar[Mapping[str, str]] = {}
+    logits: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]]
     problems: ClassVar[tuple[str | None, ...]] = (None,)
     problem: ClassVar[str | None] = None

@@ -100,7 +100,7 @@ class Captioning(Seq2Seq):
             family = model.config.encoder.model_type
             return f"its encoder is of the family {family!r}; known for captions are {', '.join(ENCODERS)}"
         if model.config.decoder_start_token_id is None or not self.rules(model)["ends"]:
-            return "its generation_config names no decoder_start_token_id, or no eos_token_id, so no caption would end"
+            return "no caption would end: its generation_config must name decoder_start_token_id and eos_token_id"
         return ""
 
 

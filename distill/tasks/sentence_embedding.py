@@ -34,6 +34,7 @@ class SentenceEmbedding(Task):
 
     name: ClassVar[str] = "sentence-embedding"
     auto_class: ClassVar[str] = "AutoModel"
+    logits: ClassVar[bool] = False
     metric: ClassVar[str] = "spearman"
     preset: ClassVar[str] = "embedding"
     suffixes: ClassVar[tuple[str, ...]] = ("Model",)
@@ -157,7 +158,8 @@ class SentenceEmbedding(Task):
     def teaches(self, model: Any) -> str:
         """A projection behind the pooling: losses compare what is before it."""
         projects = getattr(model, "sentence_projection", None) is not None
-        return "its vectors go through a Dense layer, and students learn from what is before that" if projects else ""
+        reason = "its vectors go through a Dense layer, and students learn from what is before that; give one without"
+        return reason if projects else ""
 
     def options(self, teacher: Any) -> dict[str, Any]:
         """Losses pool as the teacher does."""

@@ -17,7 +17,7 @@ from distill.tasks.encoded import NO_LABEL, Array, Batch, Encoded, Padding, Ragg
 from distill.tasks.overlap import compare
 from distill.tasks.past import ROWS
 from distill.tasks.translation_graph import with_memory
-from distill.tasks.writing import rules_of, unfollowed
+from distill.tasks.writing import rules_of, spelled, unfollowed
 
 UNWRITTEN = -1
 """Fills the rows of `written` behind their ends."""
@@ -139,7 +139,7 @@ class Seq2Seq(Task):
     def _texts(self, outputs: Mapping[str, Array], encoded: Encoded) -> list[str]:
         (tokenizer,) = encoded.given["tokenizer"]
         rows = [row[row != UNWRITTEN].tolist() for row in outputs["written"]]
-        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return spelled(tokenizer, rows)
 
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
         """`logits` (B, T, V): what each token of the decoder's input is followed by."""

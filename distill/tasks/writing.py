@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from distill.heads.generation import Rules
@@ -34,7 +35,7 @@ def rules_of(model: Any) -> Rules:
     """How a model writes by its own `generation_config`, `UNFOLLOWED` left out."""
     config = generation_config(model)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    longest = config.max_new_tokens or (config.max_length - 1 if config.max_length and config.max_length > 20 else MOST)
+    longest = config.max_new_tokens or (config.max_length - 1 if config.max_length and config.max_length > 1 else MOST)
     written = getattr(model.config, "decoder", model.config)  # behind an image encoder it has a config of its own
     positions = getattr(written, "max_position_embeddings", None)
     bad = [tuple(run) for run in config.bad_words_ids or [] if run not in [[end] for end in ends]]
@@ -64,6 +65,18 @@ def unfollowed(model: Any) -> list[str]:
     config = generation_config(model)
     found = {name: getattr(config, name, None) for name in UNFOLLOWED}
     return [f"{name} = {value!r}" for name, value in found.items() if value not in UNFOLLOWED[name]]
+
+
+def spelled(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """What rows of ids say, as a bundle's tokenizer spells it: spaces before signs are not tidied up.
+
+    Args:
+        tokenizer: A tokenizer of transformers, or an `ImageReader` with one.
+        rows: Ids; those that are special say nothing.
+    """
+    words = getattr(tokenizer, "tokenizer", tokenizer)
+    texts = words.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
 
 
 def generation_config(model: Any) -> Any:

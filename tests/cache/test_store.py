@@ -12,20 +12,21 @@ from distill.tasks.encoded import pack
 
 STORE = "memory://caches"
 KEYS = ("weights_hash", "tokenizer_hash", "dtype", "texts_hash")
-INPUTS = {**dict.fromkeys(KEYS, "-"), "max_length": 9, "taps": ["logits"]}
+INPUTS = {**dict.fromkeys(KEYS, "-"), "max_length": 9}
 
 
 class Counted:
     """A teacher that counts the rows it is asked about."""
 
-    taps = frozenset({"logits"})
-
-    def __init__(self):
+    def __init__(self, taps):
+        self.taps = frozenset(taps)
         self.rows = 0
 
     def features(self, batch):
         self.rows += len(batch["example"])
-        return {"logits": batch["example"][:, None].float() * torch.tensor([1.0, 0.5])}
+        logits = batch["example"][:, None].float() * torch.tensor([1.0, 0.5])
+        found = {"logits": logits, "hidden.1": batch["attention_mask"][..., None] * logits[:, None]}
+        return {tap: found[tap] for tap in self.taps}
 
 
 @pytest.fixture
@@ -39,9 +40,10 @@ def collate(rows):
     return {name: torch.from_numpy(np.stack([row[name] for row in wide])) for name in names}
 
 
-def label(rows, folder, store=STORE):
-    teacher = Counted()
-    label_rows(lambda taps: teacher, ["logits"], rows, collate, folder, inputs=INPUTS, store=store)
+def label(rows, folder, store=STORE, taps=("logits",)):
+    teacher = Counted(taps)
+    inputs = INPUTS | {"taps": sorted(taps)}
+    label_rows(lambda taps: teacher, taps, rows, collate, folder, inputs=inputs, store=store)
     return teacher.rows - 1  # one row tells how large the answers are
 
 
@@ -89,6 +91,19 @@ def test_an_index_there_that_is_none_is_written_anew(rows, tmp_path):
     system.pipe_file(path, b"[]")
     label(rows, tmp_path / "other")
     assert system.cat_file(path) == whole
+
+
+def test_a_cache_here_with_more_taps_neither_goes_there_nor_gives_way_to_what_is_there(rows, tmp_path):
+    both = {"logits", "hidden.1"}
+    assert label(rows, tmp_path / "one", store="", taps=both) == 2100
+    whole = (tmp_path / "one" / INDEX).read_bytes()
+    assert label(rows, tmp_path / "one") == 0
+    assert label(rows, tmp_path / "two") == 2100
+    assert label(rows, tmp_path / "three") == 0
+    assert label(rows, tmp_path / "one") == 0
+    assert (tmp_path / "one" / INDEX).read_bytes() == whole
+    assert label(rows, tmp_path / "one", taps=both) == 0
+    assert label(rows, tmp_path / "four", taps=both) == 0
 
 
 def test_a_store_that_cannot_be_reached_is_named(rows, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from distill.cache.cached_teacher import build_cache
+from distill.cache.storage import measure_need
 from distill.cache.top_k import IDS, LEAST, TOP, TopKTeacher, keep_top, reduce_both
 from distill.errors import ObjectiveError, TeacherError
 from distill.features import describe
@@ -164,6 +165,13 @@ def test_a_cache_gives_back_what_was_kept(model, rows, tmp_path):
     torch.testing.assert_close(there[TOP][mask], here[TOP][mask], rtol=2**-11, atol=1e-6)
     tokens = sum(len(row["input_ids"]) for row in rows)
     assert cached.nbytes < tokens * (16 * 6 + 2 + 16 * 2) + 2000  # all logits would be 280,000 bytes a token
+
+
+def test_numbers_of_many_classes_are_counted_at_four_bytes(model, rows, tmp_path):
+    live = LiveTeacher(model, ["logits"])
+    need = measure_need(live, rows, collate, 16)
+    cached = build_cache(TopKTeacher(live, 16), rows, collate, tmp_path / "cache", key="a")
+    assert need.logits <= cached.nbytes <= need.logits + 600  # its header and the lengths
 
 
 def test_a_step_on_the_kept_classes_moves_as_one_on_all(model, rows, tmp_path):

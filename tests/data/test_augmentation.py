@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 from distill.data.augmentation import (
     augment,
@@ -35,16 +36,16 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def tokenizer() -> Any:
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "!", "##s", *WORDS]
+def tokenizer(words: Sequence[str] = WORDS) -> Any:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "!", "##s", *words]
     return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
 
 
-def language_model(rows: int) -> Any:
+def language_model(rows: int, kind: str = "bert") -> Any:
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", vocab_size=rows, **shape)).eval()
+        return AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, vocab_size=rows, **shape)).eval()
 
 
 def test_one_seed_one_result_whatever_the_order():
@@ -115,6 +116,14 @@ def test_masked_words_are_what_the_model_expects_there():
     assert found[0] == [name for name in names if name in WORDS and name != "good"][:2]
 
 
+def test_masked_words_know_pieces_that_tell_a_space_before_a_word():
+    """To RoBERTa `food` and ` food` are two tokens, and the first is rarely a word."""
+    whole = RobertaTokenizer().train_new_from_iterator(TEXTS * 20, 400, show_progress=False)
+    found = masked_words(language_model(len(whole), "roberta"), whole)("never long, but food")
+    assert set(found) == {0, 2, 3}
+    assert all(word in " ".join(TEXTS) for stand_ins in found.values() for word in stand_ins)
+
+
 def test_a_tokenizer_without_a_mask_is_refused():
     whole = tokenizer()
     model = language_model(len(whole))
@@ -156,6 +165,27 @@ def test_a_masked_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
     made = kept_texts(["good food", "slow service"], recipe, model, words, tmp_path / "made.json")
     assert made
     assert all(len(text.split()) == 2 for text in made)
+
+
+def test_a_masked_model_that_has_learnt_more_makes_other_texts(tmp_path: Path) -> None:
+    words, model, path = tokenizer(), language_model(len(tokenizer())), tmp_path / "made.json"
+    model.save_pretrained(tmp_path / "lm")
+    words.save_pretrained(tmp_path / "lm")
+    recipe = AugmentRecipe(copies=3, ways=["masked"], replace=1.0, model=str(tmp_path / "lm"))
+
+    def made() -> list[str]:
+        return kept_texts(["good food", "slow service"], recipe, model, words, path)
+
+    first = made()
+    write_json(path, read_json(path) | {"texts": ["kept"]})
+    assert made() == ["kept"]
+    with torch.no_grad():
+        model.cls.predictions.transform.dense.weight.mul_(-1)
+    model.save_pretrained(tmp_path / "lm")
+    assert made() not in (["kept"], first)
+    write_json(path, read_json(path) | {"texts": ["kept"]})
+    tokenizer(WORDS[::-1]).save_pretrained(tmp_path / "lm")
+    assert made() != ["kept"]
 
 
 def test_a_masked_model_that_is_not_there_is_named(tmp_path: Path) -> None:

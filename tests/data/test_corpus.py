@@ -147,6 +147,25 @@ def test_in_parts_or_at_once_the_same_rows_are_kept(tmp_path, intents_folder, mo
     assert named == [f"query: {text}" for text in TEXTS[:10]]
 
 
+def test_words_of_packed_files_and_folders_are_read_in_parts(tmp_path):
+    def lines(texts, **label):
+        return "\n".join(json.dumps({"text": text.split(), **label}) for text in texts)
+
+    (tmp_path / "train.jsonl").write_text(lines(TEXTS[:40], label=["O"] * 4 + ["B-x"]))
+    (tmp_path / "free").mkdir()
+    (tmp_path / "free/a.jsonl").write_text(lines(TEXTS[30:50]))
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[45:60]).encode()))
+    sources = [tmp_path / "free", tmp_path / "more.jsonl.gz"]
+
+    def free(folder):
+        kinds = {"inputs": "words", "target": "tags", "labels": ["O", "B-x"]}
+        return load_splits(tmp_path / "train.jsonl", unlabelled=sources, folder=folder, **kinds).unlabelled
+
+    assert free(None).to_dict() == {"text": [text.split() for text in TEXTS[40:60]], "label": [None] * 20}
+    assert free(tmp_path / "work").to_dict() == free(None).to_dict()
+    assert free(tmp_path / "work").features == free(None).features
+
+
 # On the disk
 
 
@@ -270,6 +289,19 @@ def test_a_file_url_is_the_file(tmp_path):
     path = write(tmp_path / "a.csv", ["one"])
     assert remote.fetch(path.as_uri()) == path
     assert load_table(path.as_uri())["text"][:] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("https://host/data/train.csv?download=true", "train.csv"),
+        ("https://host/train.csv.gz?sign=a/b.c&of=d", "train.csv.gz"),
+        ("https://host/download?file=train.csv", "download?file=train.csv"),
+        ("bucket/what?/a#1.csv", "a#1.csv"),
+    ],
+)
+def test_a_copy_is_called_as_the_file_and_not_as_the_query(path, name):
+    assert remote.file_name(path) == name
 
 
 def test_a_download_that_breaks_off_leaves_nothing(elsewhere, tmp_path, monkeypatch):

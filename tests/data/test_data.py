@@ -171,6 +171,12 @@ def test_no_label_loses_all_of_its_rows_to_validation(tmp_path):
     assert set(rare) <= set(splits.train["text"])
 
 
+def test_rows_that_all_say_the_same_are_too_few_to_set_some_aside(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [("one film", number) for number in range(40)])
+    with pytest.raises(DataError, match=r"40 rows \(1 different\) are too few to set some aside .* data\.validation"):
+        load_splits(path, target="number")
+
+
 def test_fractions_are_uniform_and_salted():
     keys = [content_key(f"sentence {number}") for number in range(2000)]
     plain = np.array([content_fraction(key) for key in keys])

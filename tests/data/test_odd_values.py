@@ -39,6 +39,20 @@ def test_half_a_surrogate_pair_is_what_the_runtime_makes_of_it(tmp_path):
     assert "cut off \ufffd" in texts
 
 
+def test_half_a_surrogate_pair_is_mended_in_second_texts_answers_and_groups(tmp_path):
+    cut = "cut off \ud83d"
+    rows = [
+        {**row, "context": f"{row['text']} {cut}", "answers": {"text": [cut], "answer_start": [len(row["text"]) + 1]}}
+        for row in FIRST
+    ]
+    kinds = {"text_pair": "context", "label": "answers", "target": "span"}
+    train = load_splits(written(tmp_path, rows), **kinds).train
+    assert all(pair.endswith("cut off \ufffd") for pair in train["text_pair"])
+    assert all(answers["text"] == ["cut off \ufffd"] for answers in train["label"])
+    rows = [{**row, "group": cut} for row in FIRST]
+    assert set(load_splits(written(tmp_path, rows), group="group").train["group"]) == {"cut off \ufffd"}
+
+
 @pytest.mark.parametrize("value", [10**400, 1e300, "nan"])
 def test_a_number_that_no_model_computes_with_is_refused_by_its_row(value, tmp_path):
     rows = [{"text": f"it is {row}", "label": float(row)} for row in range(40)]

@@ -129,6 +129,26 @@ def test_what_sums_are_is_read_off_the_file(
     assert sums_of(made.path, metadata_of(made.path)) == sums
 
 
+def test_a_pair_is_asked_as_a_pair_whatever_the_answer_is() -> None:
+    manifest = {"name": "n", "labels": ["a"], "max_length": 48, "metrics": {}, "onnx_bytes": {"int8": 1}, "pairs": True}
+    for task, answer in (("regression", "value"), ("multi-label", "labels"), ("text-classification", "label")):
+        card = model_card({**manifest, "task": task}, ["input_ids"], ["logits"])
+        assert f'print(bundle("a text", "a second text").{answer})' in card
+    assert 'print(bundle("a text").value)' in model_card(
+        {**manifest, "task": "regression", "pairs": False}, ["input_ids"], ["logits"]
+    )
+
+
+def test_a_text_is_cut_where_the_bundle_cuts_it_or_it_is_said() -> None:
+    manifest = {"name": "n", "task": "text-classification", "labels": ["a"], "max_length": 48, "metrics": {}}
+    manifest |= {"onnx_bytes": {"int8": 1}}
+    right, left = (model_card(manifest, ["input_ids"], ["logits"], side=side) for side in ("right", "left"))
+    assert "ids = ids.prefix(47) + [ids[ids.count - 1]]" in right
+    assert "truncation_side" not in right
+    assert "ids = [ids[0]] + ids.suffix(47)" in left
+    assert "lose their beginning (`truncation_side` of the tokenizer is left)" in left
+
+
 def test_the_readme_says_what_other_programs_have_to_set() -> None:
     manifest = {"name": "n", "task": "text-classification", "labels": ["a"], "max_length": 48, "metrics": {}}
     manifest |= {"onnx_bytes": {"int8": 1}, "embeddings": "int4"}

@@ -23,6 +23,8 @@ from transformers import (
     BertForQuestionAnswering,
     GPT2Config,
     GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
 )
 
 from distill.candidates import machine_target
@@ -33,6 +35,7 @@ from distill.export.onnx_model import OnnxModel
 from distill.export.passes import DEFAULT, apply_passes, passes_for
 from distill.export.quantize import exact_names, quantize_columns, quantize_dynamic_int8
 from distill.export.sessions import WIDE
+from distill.export.sizes import components
 from distill.tasks import TASKS
 from distill.tasks.text_classification import TextClassification
 
@@ -230,6 +233,53 @@ def test_bytes_are_told_by_component(exported: Callable[[str], Path], tmp_path: 
     assert [part.name for part in made.components] == ["embeddings", "layer 1", "layer 2", "head", "graph"]
     assert sum(part.bytes for part in made.components) == sum(value.nbytes for value in values(made.path).values())
     assert made.bytes == made.path.stat().st_size
+
+
+def test_halves_and_tables_are_told_by_their_names(tmp_path: Path) -> None:
+    """Two encoders of one layer each; an encoder and a decoder whose cross-attention is merged over its layers."""
+    names = {
+        "vision_model.encoder.layers.0.mlp.fc1.weight": "image layer 1",
+        "text_model.encoder.layers.0.mlp.fc1.weight": "text layer 1",
+        "text_model.embeddings.token_embedding.weight": "embeddings",
+        "text_projection.weight": "head",
+    }
+    told_apart(names, ["embeddings", "text layer 1", "image layer 1", "head"], tmp_path)
+    names = {
+        "shared.weight": "embeddings",
+        "model.encoder.embed_positions.weight": "embeddings",
+        "model.encoder.layers.0.fc1.weight": "encoder layer 1",
+        "model.decoder.layers.0.fc1.weight": "decoder layer 1",
+        "model.decoder.layers.0+0+1+1.encoder_attn.k_proj.weight": "cross-attention",
+        "decoder.block.0+0+1+1.layer.1.EncDecAttention.k.weight.int8": "cross-attention",
+    }
+    told_apart(names, ["embeddings", "encoder layer 1", "decoder layer 1", "cross-attention"], tmp_path)
+    names = {"wte.weight": "embeddings", "wpe.weight": "embeddings", "h.9.mlp.weight": "layer 10", "val": "graph"}
+    told_apart(names, ["embeddings", "layer 10", "graph"], tmp_path)
+
+
+def told_apart(names: dict[str, str], order: list[str], folder: Path) -> None:
+    weight = np.zeros(3, np.float32)
+    kept = [onnx.numpy_helper.from_array(weight, name) for name in names]
+    graph = onnx.helper.make_graph([], "g", [], [], kept)
+    onnx.save(onnx.helper.make_model(graph), folder / "named.onnx")
+    found = components(folder / "named.onnx")
+    assert [part.name for part in found] == order
+    assert {part.name: part.bytes for part in found} == {
+        name: weight.nbytes * list(names.values()).count(name) for name in order
+    }
+
+
+def test_a_merged_cross_attention_is_no_head(tmp_path: Path) -> None:
+    """As the passes name it in a real graph."""
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32}
+    ids = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0, "forced_eos_token_id": None}
+    model = MarianMTModel(MarianConfig(vocab_size=50, **sizes, **ids)).eval()
+    spec = TASKS["seq2seq"].exported(model, ["input_ids", "attention_mask"])
+    made = quantize_dynamic_int8(export_graph(model, spec, tmp_path / "whole.onnx").path, tmp_path / "int8.onnx")
+    layers = [f"{side} layer {number}" for side in ("encoder", "decoder") for number in (1, 2)]
+    assert [part.name for part in made.components] == ["embeddings", *layers, "cross-attention", "head", "graph"]
 
 
 @pytest.fixture(scope="module")

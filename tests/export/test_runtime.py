@@ -407,5 +407,5 @@ def test_answering_loads_numpy_onnxruntime_and_tokenizers_alone(tiny_bundle: Pat
     assert {"numpy", "onnxruntime", "tokenizers"} <= set(packages.split())
     assert not set(packages.split()) & set(HEAVY)
     rest = [name for name in ours.split() if not name.startswith("distill.heads")]
-    inside = ["pieces", "runtime", "sessions", "single_file"]
+    inside = ["dual_encoder", "onnx_model", "pieces", "runtime", "sessions", "single_file", "writer"]
     assert rest == ["distill", "distill.errors", "distill.export", *(f"distill.export.{name}" for name in inside)]

@@ -243,6 +243,29 @@ def test_a_dynamic_temperature_softens_rows_that_are_close() -> None:
     assert not torch.isclose(total, plain)
 
 
+def test_answers_in_a_text_have_no_temperature_by_example() -> None:
+    """It would be one of rows, and a row has two distributions, over its tokens."""
+    with pytest.raises(ObjectiveError, match="soft_spans has no option 'dynamic'"):
+        built(term("soft_spans", options={"dynamic": "flsw"}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "convention", "reads"),
+    [
+        ("hidden_mse", "tinybert", True),
+        ("hidden_mse", "distill", False),
+        ("attention_mse", "textbrewer", False),
+        ("attention_ce", "mobilebert", True),
+        ("key_relation", "paddle", True),
+        ("soft_labels", "tinybert", False),  # rows, of which none is padding
+        ("soft_spans", "distilbert", True),
+    ],
+)
+def test_conventions_that_read_padding_are_known(loss: str, convention: str, reads: bool) -> None:
+    (plan,) = built(term(loss, options={"convention": convention})).plans
+    assert plan.reads_padding is reads
+
+
 def test_a_convention_that_counts_padding_is_divided_by_it() -> None:
     """TinyBERT's code averages over every position. The trainer divides by tokens, whatever the convention."""
     student, teacher, batch = features_of(STUDENT), features_of(TEACHER, seed=1), batch_of()

@@ -12,7 +12,7 @@ from distill.errors import ObjectiveError
 from distill.objectives import build_objective
 from distill.objectives.losses import LOSSES
 from distill.objectives.plan import term_problems
-from distill.objectives.presets import PRESETS, auto, preset_terms, resolve_terms
+from distill.objectives.presets import PRESETS, auto, preset_terms, refuse_logits, resolve_terms
 from distill.recipe import ObjectiveRecipe, TermRecipe
 from distill.tasks import TASKS
 
@@ -142,3 +142,15 @@ def test_one_temperature_for_every_soft_label(loss: str) -> None:
     recipe = ObjectiveRecipe.model_validate({"temperature": 2.5, "terms": [{"loss": loss}, {"loss": "hidden_mse"}]})
     terms, _ = resolve_terms(recipe, "logits", SIX, BASE, examples=9)
     assert [term.temperature for term in terms] == [2.5, None]
+
+
+def test_logits_are_refused_where_models_give_vectors() -> None:
+    for preset in ("auto", *PRESETS):
+        recipe = ObjectiveRecipe(preset=preset)
+        task = TASKS["sentence-embedding"]
+        terms, _ = resolve_terms(recipe, task.preset, SIX, SIX, examples=9, losses=task.losses)
+        if preset == "auto":
+            refuse_logits(terms, task.name)
+        elif any(LOSSES[term.loss].feature in ("", "logits") for term in terms):
+            with pytest.raises(ObjectiveError, match="reads logits, and models for sentence-embedding give vectors"):
+                refuse_logits(terms, task.name)

@@ -43,6 +43,13 @@ def test_a_recipe_reads_as_a_schedule() -> None:
     assert str(Schedule("stages", 1.0, begin=0.5)) == "1 from 50% to 100%"
 
 
+def test_schedules_that_differ_read_otherwise() -> None:
+    """What a student was trained with is told by it: a run that is told the same goes on with the old student."""
+    made = [Schedule("stages", 1.0, begin=begin, until=until) for begin in (0.1, 0.104) for until in (0.12, 0.125)]
+    made += [Schedule("constant", 0.1234567), Schedule("constant", 0.1234568)]
+    assert len({str(one) for one in made}) == len(made)
+
+
 @pytest.mark.parametrize(
     ("schedule", "positive", "said"),
     [

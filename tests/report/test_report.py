@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from distill.files import write_json
 from distill.report import charts, headline, latency_rows, verdicts, write_report
 
 EVIL = "</td><script>alert('x')</script>|`*[a](javascript:b)\n# big"
@@ -192,6 +193,43 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
         write_report(results, tmp_path / name)
     for file in ("report.md", "report.html"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_lengths_stand_in_order_however_results_were_kept(tmp_path: Path) -> None:
+    """A file's keys are sorted as text, where 128 stands before 16, and real text, 0, before both."""
+    results = copy.deepcopy(RESULTS)
+    times = {length: {"p50": 1.0} for length in ("16", "128", "0")}
+    results["models"][1]["latency_ms"] = results["models"][3]["latency_ms"] = times
+    row = {"graph": "plain", "form": "dynamic", "metric": 0.9, "drop": 0.1, "bytes": 20e6, "good": True, "chosen": True}
+    results["tried"] = [{**row, "latency_ms": dict.fromkeys(times, 1.0)}]
+    write_json(tmp_path / "results.json", results)
+    files = []
+    for name, each in (("made", results), ("kept", json.loads((tmp_path / "results.json").read_text()))):
+        (tmp_path / name).mkdir()
+        markdown, _ = written(each, tmp_path / name)
+        assert "no gain at 16 tokens, 128 tokens, real text." in markdown
+        assert "| MB | 16 tokens | 128 tokens | real text | kept |" in markdown
+        assert re.findall(r"(\w+ \w+): Teacher", charts(each)["latency"]) == ["16 tokens", "128 tokens", "real text"]
+        files.append([(tmp_path / name / file).read_bytes() for file in ("report.md", "report.html")])
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp16", "blocks-4"])
+def test_the_page_names_the_weights_that_ship(weights: str, tmp_path: Path) -> None:
+    markdown, page = written({**RESULTS, "weights": weights}, tmp_path)
+    assert f"Bytes of the {weights} file" in page.text
+    assert ("int8 file" in markdown + page.text) == (weights == "int8")
+
+
+def test_the_fastest_was_kept_only_where_a_candidate_was(tmp_path: Path) -> None:
+    row = {"graph": "plain", "form": "dynamic", "metric": 0.9, "drop": 0.1, "bytes": 20e6, "latency_ms": {"16": 1.0}}
+    good = {**row, "good": True, "chosen": True}
+    lost = {**row, "good": False, "chosen": False, "latency_ms": {}}
+    for tried, kept in (([lost, good], True), ([lost, lost], False)):
+        markdown, page = written({**RESULTS, "tried": tried}, tmp_path)
+        for text in (markdown, page.text):
+            assert ("the fastest was kept." in text) == kept
+            assert ("All lost too much, so none was timed; the first graph was repaired and kept." in text) != kept
 
 
 def test_the_results_are_not_changed(tmp_path: Path) -> None:
@@ -481,3 +519,5 @@ def test_validation_rows_are_not_called_test_rows(tmp_path: Path) -> None:
         assert "validation rows, which also chose the checkpoint and the int8 file: no test data was given" in text
         assert "validation rows, differences" in text
         assert not re.search(r"[1-9,]+ test", text)
+    assert "Validation rows, the surest first." in page.text
+    assert "Test rows" not in page.text

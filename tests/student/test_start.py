@@ -89,6 +89,19 @@ def test_layers_can_be_named_or_measured() -> None:
     assert start_student(teacher, card(), batches, layers="important").layer_map == [(1, 1), (2, 3)]
 
 
+def test_layers_are_ranked_on_batches_of_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def rank(teacher: Any, batches: Any, *_: Any, **__: Any) -> list[int]:
+        seen.extend(batches)
+        return [1, 3]
+
+    monkeypatch.setattr("distill.student.start.rank_layers", rank)
+    made = batches()
+    start_student(tiny(), card(), lambda: made, layers="important")
+    assert [next(place for place, one in enumerate(made) if one is batch) for batch in seen] == [0, 2, 4, 7]
+
+
 def test_layers_that_are_not_there_are_refused() -> None:
     with pytest.raises(StudentError, match="Name 2 layers between 1 and 3"):
         start_student(tiny(), card(), never, layers=[2, 7])

@@ -280,6 +280,13 @@ def test_a_student_drops_what_its_card_says_wherever_its_teacher_drops_some(fami
     assert {share for name, share in some.items() if name in dropped} == {0.25}
 
 
+@pytest.mark.parametrize(("dropout", "found"), [(None, 0.0), (0.3, 0.3), ("teacher", 0.1), (0.0, 0.0)])
+def test_a_bottleneck_drops_nothing_unless_it_is_told_to(dropout, found):
+    teacher = AutoConfig.for_model("bert", **SHAPE)
+    wanted = card(layers=2, family="mobilebert", bottleneck_size=8, dropout=dropout)
+    assert shape_config(teacher, wanted).hidden_dropout_prob == found
+
+
 def test_overrides_replace_what_the_card_says():
     teacher = tiny("bert")
     student = build_student(

@@ -157,7 +157,7 @@ def test_a_bridge_between_widths_is_inherited_and_a_narrower_student_starts_it_a
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"eos_token_id": None}, "no eos_token_id, so no caption would end"),
+        ({"eos_token_id": None}, "no caption would end: .* must name decoder_start_token_id and eos_token_id"),
         ({"family": "donut-swin"}, "its encoder is of the family 'donut-swin'; known for captions are vit, deit"),
     ],
 )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -34,6 +34,7 @@ from distill.rewriting import rewritten
 from distill.run import Run
 from distill.shipping import verify_with_data
 from distill.tasks import TASKS, Padding, concatenate, find_task
+from distill.tasks.writing import rules_of, spelled
 from distill.teacher import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +286,20 @@ def test_targets_in_the_teachers_words_are_kept(start, rows, tmp_path):
     path.write_text(json.dumps({**kept, "texts": ["kept", *written[1:]]}), encoding="utf-8")
     assert rewritten(texts, teacher, TASK, path, max_length=12)[0] == "kept"
     assert rewritten(texts, teacher, TASK, path, max_length=13) != ["kept", *written[1:]]
+
+
+@pytest.mark.parametrize(("longest", "written"), [(None, 128), (16, 15), (30, 29)])
+def test_a_text_is_as_long_as_its_generation_config_says(start, longest, written):
+    model = AutoModelForSeq2SeqLM.from_pretrained(start)
+    model.generation_config.max_new_tokens, model.generation_config.max_length = None, longest
+    assert rules_of(model).max_new_tokens == written
+
+
+def test_measured_texts_are_spelled_as_a_bundle_spells_them():
+    words = {word: number for number, word in enumerate(["<unk>", "do", "n't", ".", ","])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tidy = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", clean_up_tokenization_spaces=True)
+    assert spelled(tidy, [[1, 2, 3], [1, 4]]) == [plain.decode([1, 2, 3]), plain.decode([1, 4])] == ["do n't .", "do ,"]
 
 
 def test_a_teacher_that_writes_nothing_gives_no_targets():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
@@ -113,6 +114,17 @@ def test_words_of_one_kind_join_until_one_begins():
         ("y", "d", 6, 7),
     ]
     assert found[0].probability == pytest.approx(0.8)
+
+
+def test_entities_are_those_that_seqeval_counts():
+    """In every order, of texts whose tags end entities too (BIOES)."""
+    random, kinds = np.random.default_rng(0), [f"{sign}-{kind}" for sign in "BIES" for kind in ("PER", "LOC")]
+    for tags in random.choice([*kinds, "O", "O"], (500, 9)).tolist():
+        spans = [(2 * place, 2 * place + 1) for place in range(len(tags))]
+        found = entities("a b c d e f g h i", spans, tags, [1.0] * len(tags))
+        assert [(one.label, one.start // 2, one.end // 2) for one in found] == get_entities(tags), tags
+    plain = entities("a b", [(0, 1), (2, 3)], ["E-MAIL", "E-MAIL"], [1.0, 1.0], ends=False)
+    assert [(one.label, one.text) for one in plain] == [("E-MAIL", "a b")]
 
 
 BAD = {
