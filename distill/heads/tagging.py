@@ -96,15 +96,20 @@ class Tagger(Head):
             tags.append(labels[int(row.argmax())])
             sure.append(float(row.max()))
         spans = [words[number][1] for number in sorted(words)]
-        found = entities(text, spans, tags, sure, ends=any(label[:2] in ("B-", "I-") for label in labels))
+        found = entities(text, spans, tags, sure, ends=names_parts(labels))
         if isinstance(asked.text, list):  # a word without a token, such as a lone accent, has no entity
             told = dict(zip(sorted(words), tags, strict=True))
             tags = [told.get(number, "O") for number in range(len(asked.text))]
         return Tagging(found, tags)
 
 
+def names_parts(labels: Sequence[str]) -> bool:
+    """Labels say where entities begin (`B-PER`, `I-PER`), unlike those of parts of speech."""
+    return any(label[:2] in ("B-", "I-") for label in labels)
+
+
 def entities(
-    text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float], *, ends: bool = True
+    text: str, spans: Sequence[tuple[int, int]], tags: Sequence[str], sure: Sequence[float], *, ends: bool
 ) -> list[Entity]:
     """Joins words: `B-` begins an entity, `I-` or no prefix goes on with one of the same kind, as seqeval counts them.
 

@@ -7,12 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill.heads.tagging import STRIDE, entities, first_pieces
+from distill.heads.tagging import STRIDE, entities, first_pieces, names_parts
 from distill.tasks.base import GraphSpec, Task
 from distill.tasks.encoded import NO_LABEL, SOURCE, Array, Batch, Encoded, Padding, pack, pad_columns, softmax
-
-PREFIXES = ("B-", "I-")
-"""How the name of a class begins whose words form entities."""
 
 
 class TokenClassification(Task):
@@ -96,7 +93,7 @@ class TokenClassification(Task):
             (one, other) for row, (one, other) in enumerate(zip(gold, said, strict=True)) if self._has(encoded, row)
         ]
         gold, said = [one for one, _ in both], [other for _, other in both]
-        scores = _of_entities if any(name[:2] in PREFIXES for name in encoded.names) else _of_words
+        scores = _of_entities if names_parts(encoded.names) else _of_words
         return {**scores(gold, said), "accuracy": float((chosen[known] == labels[known]).mean())}
 
     def graph(self, inputs: Iterable[str]) -> GraphSpec:
@@ -132,14 +129,17 @@ class TokenClassification(Task):
         least = np.ones(len(tags))
         np.minimum.at(least, rows, sure[scored])
         texts = encoded.given["text"]
-        return [(_shown(words, found), float(low)) for words, found, low in zip(texts, tags, least, strict=True)]
+        return [
+            (_shown(words, found, encoded.names), float(low))
+            for words, found, low in zip(texts, tags, least, strict=True)
+        ]
 
     def gold(self, encoded: Encoded) -> list[str | None]:
         """The entities of each sentence by its labels."""
         tags = self._sentences(encoded.ragged["labels"], encoded)
         texts = encoded.given["text"]
         return [
-            _shown(words, found) if self._has(encoded, row) else None
+            _shown(words, found, encoded.names) if self._has(encoded, row) else None
             for row, (words, found) in enumerate(zip(texts, tags, strict=True))
         ]
 
@@ -173,9 +173,9 @@ def _of_words(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> d
     return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
 
 
-def _shown(words: Sequence[str], tags: Sequence[str]) -> str:
+def _shown(words: Sequence[str], tags: Sequence[str], names: Sequence[str]) -> str:
     """Entities in words."""
     begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in words])])
     spans = [(int(begins[i]), int(begins[i]) + len(word)) for i, word in enumerate(words)]
-    found = entities(" ".join(words), spans, tags, [1.0] * len(words))
+    found = entities(" ".join(words), spans, tags, [1.0] * len(words), ends=names_parts(names))
     return "; ".join(f"{one.label}={one.text}" for one in found) or "-"

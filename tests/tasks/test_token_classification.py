@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
@@ -107,7 +108,7 @@ def test_classes_without_a_prefix_are_counted_by_word(tokenizer):
 
 def test_words_of_one_kind_join_until_one_begins():
     text, spans = "a b c d", [(0, 1), (2, 3), (4, 5), (6, 7)]
-    found = entities(text, spans, ["B-x", "I-x", "B-x", "I-y"], [0.9, 0.7, 0.5, 1.0])
+    found = entities(text, spans, ["B-x", "I-x", "B-x", "I-y"], [0.9, 0.7, 0.5, 1.0], ends=True)
     assert [(one.label, one.text, one.start, one.end) for one in found] == [
         ("x", "a b", 0, 3),
         ("x", "c", 4, 5),
@@ -121,10 +122,16 @@ def test_entities_are_those_that_seqeval_counts():
     random, kinds = np.random.default_rng(0), [f"{sign}-{kind}" for sign in "BIES" for kind in ("PER", "LOC")]
     for tags in random.choice([*kinds, "O", "O"], (500, 9)).tolist():
         spans = [(2 * place, 2 * place + 1) for place in range(len(tags))]
-        found = entities("a b c d e f g h i", spans, tags, [1.0] * len(tags))
+        found = entities("a b c d e f g h i", spans, tags, [1.0] * len(tags), ends=True)
         assert [(one.label, one.start // 2, one.end // 2) for one in found] == get_entities(tags), tags
     plain = entities("a b", [(0, 1), (2, 3)], ["E-MAIL", "E-MAIL"], [1.0, 1.0], ends=False)
     assert [(one.label, one.text) for one in plain] == [("E-MAIL", "a b")]
+
+
+def test_a_class_that_begins_like_a_tag_is_shown_by_its_name(tokenizer):
+    rows = datasets.Dataset.from_dict({"text": [["write", "me"]], "label": [["E-MAIL", "O"]]})
+    encoded = encode_rows(TASK, rows, tokenizer, 16, ["O", "E-MAIL"])
+    assert TASK.gold(encoded) == ["E-MAIL=write"]
 
 
 BAD = {
